@@ -1,0 +1,113 @@
+"""Plain values that cross the seam between ``fusevol.fs`` and a transport, and the quota it asks.
+
+Attributes are ``os.stat_result`` of the backing inode: ``st_ino`` is the backing inode number, while the number
+by which the kernel knows the inode is the *node*, carried beside it.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple, Protocol
+
+ROOT_NODE = 1
+"""The node number of the root directory (FUSE_ROOT_ID in ``linux/fuse.h``)."""
+
+
+class Caller(NamedTuple):
+    """Who asks: the identity in a request's header."""
+
+    uid: int
+    gid: int
+    pid: int
+    """Thread id of the caller in the mount's pid namespace; 0 if it is not visible there."""
+    umask: int = 0
+
+
+class Entry(NamedTuple):
+    """A name that was resolved. The kernel holds one more lookup of ``node``, given back by ``forget``."""
+
+    node: int
+    generation: int
+    attr: os.stat_result
+
+
+class SetAttr(NamedTuple):
+    """What a SETATTR changes; ``None`` leaves a field alone. Times in nanoseconds since the epoch."""
+
+    mode: int | None = None
+    uid: int | None = None
+    gid: int | None = None
+    size: int | None = None
+    atime_ns: int | None = None
+    mtime_ns: int | None = None
+
+
+class DirEntry(NamedTuple):
+    """One name of an open directory. ``offset`` is where a later read goes on *after* this entry."""
+
+    name: bytes
+    ino: int
+    type: int
+    """A ``DT_*`` value (``stat.S_IFMT(mode) >> 12``), 0 if the backing filesystem does not say."""
+    offset: int
+
+
+class StatFs(NamedTuple):
+    """Answer to statfs(2), sizes in blocks of ``frsize`` bytes."""
+
+    bsize: int
+    frsize: int
+    blocks: int
+    bfree: int
+    bavail: int
+    files: int
+    ffree: int
+    favail: int
+    namemax: int
+
+
+class CachePolicy(NamedTuple):
+    """How long the kernel may trust what it was told, in seconds."""
+
+    entry: float
+    attr: float
+    negative: float
+    keep_pages: bool
+    """Whether cached file pages survive a re-open."""
+
+
+CACHE_EXCLUSIVE = CachePolicy(entry=86400.0, attr=86400.0, negative=86400.0, keep_pages=True)
+"""Only this mount writes the tree: ReadWriteOnce claims, emptyDir."""
+CACHE_SHARED = CachePolicy(entry=1.0, attr=1.0, negative=0.0, keep_pages=False)
+"""Others may write the tree as well."""
+CACHE_NONE = CachePolicy(entry=0.0, attr=0.0, negative=0.0, keep_pages=False)
+"""Every look goes to the backing store."""
+
+
+class Usage(NamedTuple):
+    """What a volume uses and may use. Bytes are allocated space as ``du`` counts it; ``None`` is no limit."""
+
+    used_bytes: int
+    used_inodes: int
+    limit_bytes: int | None
+    limit_inodes: int | None
+
+
+class Quota(Protocol):
+    """A counter that says no. Thread-safe. ``fusevol.quota.ledger.Ledger`` is the one that exists.
+
+    A change is first reserved, then made, then settled with what it really cost, so that used + reserved is never
+    over the limit, whatever runs at the same time.
+    """
+
+    def reserve(self, nbytes: int, inodes: int) -> None:
+        """Set *nbytes* and *inodes* aside. Raises ``OSError(ENOSPC)`` and reserves nothing if that is too much."""
+
+    def reserve_upto(self, nbytes: int, granule: int) -> int:
+        """Set aside as much of *nbytes* as there is room for, a multiple of *granule*; returns it, 0 for none."""
+
+    def settle(self, reserved_bytes: int, reserved_inodes: int, nbytes: int, inodes: int) -> None:
+        """Give a reservation back and add what was really used: *nbytes* and *inodes*, negative where freed."""
+
+    def usage(self) -> Usage:
+        """The counters now, without what is only reserved."""

@@ -1,0 +1,60 @@
+"""What a volume server is told when it starts: one JSON file per mount, written by whoever supervises it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from fusevol.errors import CorruptError
+
+CacheMode = Literal["exclusive", "shared", "none"]
+QuotaMode = Literal["ledger", "none"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MountSpec:
+    """One mount of one volume. Paths are absolute. Sizes in bytes; a limit of ``None`` is no limit."""
+
+    mount_id: str
+    """Names the mount on this node; letters, digits, ``-``, ``_`` and ``.``."""
+    source: str
+    """The directory that is served (``volumes/<id>/data`` of a pool)."""
+    mountpoint: str
+    control: str
+    """Unix socket that the server listens on (see ``fusevol.server.control``)."""
+    log: str
+    """File that takes the server's log."""
+    fsname: str = "fusevol"
+    """Shown as the device in /proc/mounts."""
+    read_only: bool = False
+    quota: QuotaMode = "none"
+    ledger: str | None = None
+    """Checkpoint file of the ledger; required with ``quota="ledger"``."""
+    limit_bytes: int | None = None
+    limit_inodes: int | None = None
+    cache: CacheMode = "exclusive"
+    allow_other: bool = True
+    devices: bool = False
+    """Whether device nodes may be created and opened."""
+    descriptors: int = 2048
+    """How many inodes keep a descriptor open (size of the LRU)."""
+    labels: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Free for the supervisor: volume id, claim, pod. Echoed in the status."""
+
+    def save(self, path: Path) -> None:
+        """Write the spec to *path* (rename, so that a reader sees all of it or nothing)."""
+        temporary = path.with_name(f".{path.name}.tmp")
+        temporary.write_text(json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True))
+        temporary.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read a spec. Raises :class:`CorruptError` if it cannot be understood."""
+        try:
+            fields: dict[str, Any] = json.loads(path.read_text())
+            return cls(**fields)
+        except (OSError, ValueError, TypeError) as e:
+            raise CorruptError(f"The mount file {path} cannot be read ({e}): remove it and mount again.") from e
