@@ -1,0 +1,37 @@
+# `make` alone says what there is. Every target does the set-up that it needs (scripts/setup.sh).
+SHELL := /bin/bash
+PY := .venv/bin/python
+export PYTHONDONTWRITEBYTECODE := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check static wheel bench image clean
+
+help: ## this list
+	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: ## Debian packages and .venv; quick when everything is there
+	@scripts/setup.sh
+
+demo: setup ## claims, quotas and restarts with real containers, in under a minute (KEEP=1 leaves it running)
+	@$(PY) demo/demo.py
+
+test: setup ## all tests, and a look for anything they left behind (ARGS="-k ledger" for some of them)
+	@scripts/test.sh $(ARGS)
+
+check: static wheel test ## all that CI runs
+
+static: setup ## formatting, lint, types, arrows between the packages
+	@scripts/static.sh
+
+wheel: setup ## build the wheel and try it in a fresh environment
+	@scripts/wheel.sh
+
+bench: setup ## fusevol beside a bare directory and bindfs: table, build/bench/latest.json and latest.png
+	@$(PY) -m tests.bench
+
+image: ## the agent's container image (BASE=... for another base image)
+	podman build --tag fusevol:dev $(if $(BASE),--build-arg BASE=$(BASE)) .
+
+clean: ## remove what the other targets made
+	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
