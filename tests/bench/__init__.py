@@ -1,0 +1,1 @@
+"""``make bench``: fusevol beside a bare directory and bindfs, in one run."""
