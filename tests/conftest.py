@@ -1,0 +1,128 @@
+"""Fixtures that all tests share. Everything that they make is gone after the test, also when it failed."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import pytest
+
+from tests.support.devices import Kind, make_loop_fs, tear_down
+from tests.support.logs import LogCheck
+from tests.support.servers import VolumeServer
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Announce the markers of this file."""
+    config.addinivalue_line(
+        "markers", "expect_log(*patterns): log records of WARNING and above that belong to the test"
+    )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked ``root`` are skipped for others."""
+    if os.geteuid() != 0:
+        for item in items:
+            if item.get_closest_marker("root"):
+                item.add_marker(pytest.mark.skip(reason="needs root: it mounts"))
+
+
+@pytest.fixture(autouse=True)
+def logs(request: pytest.FixtureRequest) -> Iterator[LogCheck]:
+    """The log check: the test fails on a record that it did not name by ``expect_log`` or ``logs.expect``."""
+    check = LogCheck()
+    for marker in request.node.iter_markers("expect_log"):
+        check.expect(*marker.args)
+    root = logging.getLogger()
+    root.addHandler(check)
+    try:
+        yield check
+    finally:
+        root.removeHandler(check)
+    unexpected = check.unexpected()
+    if unexpected:
+        pytest.fail("unexpected log records:\n" + "\n".join(unexpected), pytrace=False)
+
+
+@pytest.fixture
+def workdir(logs: LogCheck) -> Iterator[Path]:
+    """An empty directory with a short path (unix sockets end at 107 bytes). Mounts below it are ended with the test."""
+    path = Path(tempfile.mkdtemp(prefix="t"))
+    try:
+        yield path
+    finally:
+        tear_down(path)
+        shutil.rmtree(path)
+
+
+class LoopFs(Protocol):
+    """Makes a filesystem on a loop device; see :func:`loop_fs`."""
+
+    def __call__(self, kind: Kind = "xfs", size: int = 512 << 20) -> Path: ...
+
+
+@pytest.fixture
+def loop_fs(workdir: Path) -> LoopFs:
+    """A factory: ``loop_fs("xfs"|"ext4"|"btrfs", size)`` mounts a new filesystem and returns its mount point."""
+
+    def make(kind: Kind = "xfs", size: int = 512 << 20) -> Path:
+        return make_loop_fs(workdir, kind, size)
+
+    return make
+
+
+class StartServer(Protocol):
+    """Starts a volume server; see :func:`volume_server`."""
+
+    def __call__(self, source: Path | None = None, *, start: bool = True, **fields: Any) -> VolumeServer: ...
+
+
+@pytest.fixture
+def volume_server(workdir: Path, logs: LogCheck) -> Iterator[StartServer]:
+    """A factory for mounted volumes: ``volume_server(source, quota="ledger", limit_bytes=…)``; all fields of MountSpec.
+
+    ``start=False`` prepares it only; ``deadline=`` seconds until the connection is aborted.
+    """
+    from fusevol.server.spec import MountSpec
+
+    servers: list[VolumeServer] = []
+    own = {"deadline", "module", "command"}
+
+    def make(source: Path | None = None, *, start: bool = True, **fields: Any) -> VolumeServer:
+        name = f"m{len(servers)}"
+        if source is None:
+            source = workdir / f"{name}.src"
+            source.mkdir()
+        if fields.get("quota") == "ledger":
+            fields.setdefault("ledger", str(workdir / f"{name}.ledger"))
+        point = workdir / name
+        if "mountpoint" not in fields:
+            point.mkdir()
+        base = {
+            "mount_id": name,
+            "source": str(source),
+            "mountpoint": str(point),
+            "control": str(workdir / f"{name}.sock"),
+            "log": str(workdir / f"{name}.log"),
+        }
+        spec = MountSpec(**(base | {k: v for k, v in fields.items() if k not in own}))
+        server = VolumeServer(spec, workdir, logs, **{k: v for k, v in fields.items() if k in own})
+        servers.append(server)
+        return server.start() if start else server
+
+    try:
+        yield make
+    finally:
+        for server in reversed(servers):
+            server.close()
+
+
+@pytest.fixture
+def mounted(volume_server: StartServer) -> VolumeServer:
+    """A volume without a quota, served by a real volume server process: ``.mountpoint``, ``.source``, ``.call(op)``."""
+    return volume_server()

@@ -1,0 +1,44 @@
+"""Small filesystems on loop devices."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import Literal
+
+from fusevol.transport import mount
+
+Kind = Literal["xfs", "ext4", "btrfs"]
+
+_MKFS = {
+    "xfs": ["mkfs.xfs", "-q", "-f"],
+    "ext4": ["mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=1,lazy_journal_init=1"],
+    "btrfs": ["mkfs.btrfs", "-q", "-f"],
+}
+SMALLEST = {"xfs": 300 << 20, "ext4": 16 << 20, "btrfs": 128 << 20}
+"""What the mkfs programs accept, in bytes."""
+
+
+def make_loop_fs(directory: Path, kind: Kind, size: int) -> Path:
+    """A new *kind* filesystem of *size* bytes in a sparse file in *directory*, mounted; returns the mount point."""
+    number = sum(1 for _ in directory.glob("*.img"))
+    image = directory / f"{kind}{number}.img"
+    point = directory / f"{kind}{number}"
+    point.mkdir()
+    with image.open("wb") as file:
+        file.truncate(max(size, SMALLEST[kind]))
+    subprocess.run([*_MKFS[kind], str(image)], check=True, capture_output=True, timeout=60)
+    # -o loop sets autoclear: the device goes with the mount, whoever removes it
+    subprocess.run(["mount", "-o", "loop", str(image), str(point)], check=True, capture_output=True, timeout=60)
+    return point
+
+
+def tear_down(directory: Path) -> None:
+    """End every mount below *directory*: FUSE connections are aborted first, so that nothing can hang."""
+    for found in mount.below(directory):
+        if found.is_fuse:
+            mount.abort(found.minor)
+        try:
+            mount.unmount(found.mountpoint)
+        except OSError:
+            mount.unmount(found.mountpoint, lazy=True)
