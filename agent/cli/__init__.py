@@ -1,0 +1,1 @@
+"""The ``fusevol`` command: reads like kubectl, speaks to the agent over its unix socket."""

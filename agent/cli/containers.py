@@ -1,0 +1,164 @@
+"""From a Pod's container to the arguments of ``podman run``. Pure: decides, starts nothing.
+
+Kubernetes' rules: ``command`` replaces the image's entrypoint (and then the image's own arguments count no more),
+``args`` replaces its arguments, ``$(NAME)`` in both and in ``env`` stands for a variable defined before, ``$$(NAME)``
+for the text ``$(NAME)``. What of a Pod needs more than a container engine (Secrets, probes, a network of its own,
+resource limits) is not acted upon; a variable taken from something that cannot be read is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from agent.cli.podman import LABEL_CONTAINER, LABEL_NAME, LABEL_NAMESPACE, LABEL_UID
+from fusevol.errors import InvalidError
+
+Obj = dict[str, Any]
+
+RESTART = {"Always": "always", "OnFailure": "on-failure", "Never": "no"}
+_PULL = {"Always": "always", "IfNotPresent": "missing", "Never": "never"}
+_PROPAGATION = {"HostToContainer": "rslave", "Bidirectional": "rshared"}
+_REFERENCE = re.compile(r"\$\$|\$\(([-._a-zA-Z][-._a-zA-Z0-9]*)\)")
+_LABEL_REFERENCE = re.compile(r"metadata\.(labels|annotations)\['(.+)'\]")
+
+
+def container_name(pod: Obj, container: Obj) -> str:
+    """``<pod>-<container>``."""
+    return f"{pod['metadata']['name']}-{container['name']}"
+
+
+def volume_arguments(pod: Obj, container: str) -> list[str]:
+    """``-v SOURCE:PATH[:OPTIONS]`` for each volume of *container*, from the Pod's ``status.volumeMounts``.
+
+    Raises :class:`InvalidError` for a path with a colon, which podman's ``-v`` has no way to write.
+    """
+    arguments: list[str] = []
+    for mount in pod.get("status", {}).get("volumeMounts", []):
+        if mount["container"] != container:
+            continue
+        source, target = mount["hostPath"], mount["mountPath"]
+        target = target if target.startswith("/") else f"/{target}"
+        for path in (source, target):
+            if ":" in path:
+                raise InvalidError(
+                    f'The volume "{mount["name"]}" of container "{container}" has a colon in its path {path}: '
+                    "podman cannot mount it, choose another path."
+                )
+        options = ["ro"] if mount.get("readOnly") else []
+        propagation = _propagation(pod, container, mount)
+        if propagation:
+            options.append(propagation)
+        arguments += ["-v", ":".join([source, target, *([",".join(options)] if options else [])])]
+    return arguments
+
+
+def _propagation(pod: Obj, container: str, mount: Obj) -> str | None:
+    for spec in [*pod["spec"].get("initContainers", []), *pod["spec"]["containers"]]:
+        if spec["name"] == container:
+            for wanted in spec.get("volumeMounts", []):
+                if (wanted["name"], wanted["mountPath"]) == (mount["name"], mount["mountPath"]):
+                    return _PROPAGATION.get(wanted.get("mountPropagation", "None"))
+    return None
+
+
+def run_arguments(pod: Obj, container: Obj, *, restart: str) -> list[str]:
+    """All arguments after ``podman run`` that start *container* in the background.
+
+    *restart* is podman's word (see :data:`RESTART`). Raises :class:`InvalidError` for what cannot be honoured.
+    """
+    metadata, spec = pod["metadata"], pod["spec"]
+    variables = environment(pod, container)
+    arguments = ["--detach", "--name", container_name(pod, container), f"--restart={restart}"]
+    for label, value in (
+        (LABEL_NAME, metadata["name"]),
+        (LABEL_NAMESPACE, metadata.get("namespace", "default")),
+        (LABEL_UID, metadata["uid"]),
+        (LABEL_CONTAINER, container["name"]),
+    ):
+        arguments += ["--label", f"{label}={value}"]
+    if container.get("imagePullPolicy") in _PULL:
+        arguments.append(f"--pull={_PULL[container['imagePullPolicy']]}")
+    arguments += volume_arguments(pod, container["name"])
+    for name, value in variables.items():
+        arguments += ["--env", f"{name}={value}"]
+    if container.get("workingDir"):
+        arguments += ["--workdir", container["workingDir"]]
+    if container.get("stdin"):
+        arguments.append("--interactive")
+    if container.get("tty"):
+        arguments.append("--tty")
+    arguments += _security(spec.get("securityContext") or {}, container.get("securityContext") or {})
+    command = [expand(word, variables) for word in container.get("command") or []]
+    words = [expand(word, variables) for word in container.get("args") or []]
+    if command:
+        arguments += ["--entrypoint", json.dumps(command)]
+    return [*arguments, container["image"], *words]
+
+
+def _security(of_pod: Obj, of_container: Obj) -> list[str]:
+    """The parts of the security contexts that decide who reads and writes a volume; the container's own wins."""
+    merged = {**of_pod, **of_container}
+    arguments: list[str] = []
+    if "runAsUser" in merged:
+        group = f":{merged['runAsGroup']}" if "runAsGroup" in merged else ""
+        arguments += ["--user", f"{merged['runAsUser']}{group}"]
+    groups = [*of_pod.get("supplementalGroups", []), *([of_pod["fsGroup"]] if "fsGroup" in of_pod else [])]
+    for gid in groups:
+        arguments += ["--group-add", str(gid)]
+    if merged.get("privileged"):
+        arguments.append("--privileged")
+    if merged.get("readOnlyRootFilesystem"):
+        arguments.append("--read-only")
+    for capability in (merged.get("capabilities") or {}).get("add", []):
+        arguments.append(f"--cap-add={capability}")
+    for capability in (merged.get("capabilities") or {}).get("drop", []):
+        arguments.append(f"--cap-drop={capability}")
+    return arguments
+
+
+def environment(pod: Obj, container: Obj) -> dict[str, str]:
+    """The variables that ``env`` sets, expanded. Raises :class:`InvalidError` for a source that is not at hand."""
+    if container.get("envFrom"):
+        raise InvalidError(
+            f'Container "{container["name"]}" takes variables from ConfigMaps or Secrets (envFrom), which do not exist '
+            "here: write them under env."
+        )
+    variables: dict[str, str] = {}
+    for entry in container.get("env") or []:
+        if entry.get("valueFrom"):
+            variables[entry["name"]] = _from_source(pod, container, entry)
+        else:
+            variables[entry["name"]] = expand(str(entry.get("value") or ""), variables)
+    return variables
+
+
+def _from_source(pod: Obj, container: Obj, entry: Obj) -> str:
+    metadata = pod["metadata"]
+    path = str((entry["valueFrom"].get("fieldRef") or {}).get("fieldPath", ""))
+    if path in {"metadata.name", "metadata.namespace", "metadata.uid"}:
+        return str(metadata[path.partition(".")[2]])
+    if match := _LABEL_REFERENCE.fullmatch(path):
+        return str((metadata.get(match[1]) or {}).get(match[2], ""))
+    raise InvalidError(
+        f'The variable {entry["name"]} of container "{container["name"]}" comes from '
+        f"{path or 'a Secret or ConfigMap'}, which does not exist here: give it a value."
+    )
+
+
+def expand(text: str, variables: Mapping[str, str]) -> str:
+    """*text* with ``$(NAME)`` replaced where NAME is known, and ``$$`` by ``$``, as Kubernetes does it."""
+
+    def replacement(match: re.Match[str]) -> str:
+        if match[0] == "$$":
+            return "$"
+        return variables.get(match[1], match[0])
+
+    return _REFERENCE.sub(replacement, text)
+
+
+def all_containers(pod: Obj) -> tuple[Sequence[Obj], Sequence[Obj]]:
+    """Init containers and containers, in the order given."""
+    return pod["spec"].get("initContainers") or [], pod["spec"]["containers"]

@@ -1,0 +1,218 @@
+"""``fusevol describe``: all about an object on one page: fields, conditions, use, mounts, events."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from agent.cli import listings, output
+from agent.cli.resources import DEFAULT_NAMESPACE, get_object, list_objects, selections
+from agent.client import Client, path_of
+from fusevol import objects
+from fusevol.errors import EXIT_OK
+
+Obj = dict[str, Any]
+Line = tuple[str, str]
+
+_SHORT_MODES = {"ReadWriteOnce": "RWO", "ReadOnlyMany": "ROX", "ReadWriteMany": "RWX", "ReadWriteOncePod": "RWOP"}
+_HIDDEN_ANNOTATION = "last-applied-configuration"
+
+
+def command(options: Namespace) -> int:
+    """Print a page for each object, two empty lines apart."""
+    client = Client(options.socket)
+    pages: list[str] = []
+    for selection in selections(options.what):
+        kind = objects.find_kind(selection.word)
+        namespace = options.namespace or DEFAULT_NAMESPACE
+        found = (
+            [get_object(client, kind, namespace, name) for name in selection.names]
+            if selection.names
+            else list_objects(client, kind, namespace)
+        )
+        pages += [page(client, kind, obj) for obj in found]
+    if pages:
+        print("\n\n\n".join(pages))
+    else:
+        output.note("No resources found.")
+    return EXIT_OK
+
+
+def page(client: Client, kind: objects.Kind, obj: Obj) -> str:
+    """The description of one object."""
+    context = _Context(client)
+    lines = [*_metadata(kind, obj), *_PARTS.get(kind.name, _no_part)(obj, context)]
+    width = max(len(title) for title, _ in lines) + 3
+    text = []
+    for title, value in lines:
+        first, *rest = value.split("\n")
+        text.append(f"{f'{title}:' if title else '':<{width}}{first}".rstrip())
+        text += [" " * width + line for line in rest]
+    return "\n".join([*text, *_conditions(obj), *_events(context, obj)])
+
+
+class _Context:
+    """What the agent knows besides the object, asked for when it is needed."""
+
+    def __init__(self, client: Client) -> None:
+        self.client = client
+
+    def usage(self, uid: str) -> int | None:
+        used: dict[str, int] = self.client.request("GET", path_of("usage"))
+        return used.get(uid)
+
+    def listed(self, plural: str, **query: str | None) -> list[Obj]:
+        return listings.items(self.client, plural, **query)
+
+    def pods(self, namespace: str) -> list[Obj]:
+        return list_objects(self.client, objects.find_kind("Pod"), namespace)
+
+
+def _mapping(values: Obj | None) -> str:
+    shown = [f"{k}={v}" for k, v in sorted((values or {}).items()) if _HIDDEN_ANNOTATION not in k]
+    return "\n".join(shown) or "<none>"
+
+
+def _text(value: object) -> str:
+    return "<none>" if value is None or value in ("", [], {}) else str(value)
+
+
+def _modes(modes: Iterable[str] | None) -> str:
+    return ",".join(_SHORT_MODES.get(m, m) for m in modes or []) or "<none>"
+
+
+def _metadata(kind: objects.Kind, obj: Obj) -> Iterator[Line]:
+    metadata = obj["metadata"]
+    yield "Name", metadata["name"]
+    if kind.namespaced:
+        yield "Namespace", metadata.get("namespace", DEFAULT_NAMESPACE)
+    yield "Labels", _mapping(metadata.get("labels"))
+    yield "Annotations", _mapping(metadata.get("annotations"))
+    yield "UID", _text(metadata.get("uid"))
+    created = metadata.get("creationTimestamp")
+    yield "Created", f"{created} ({output.age(created)} ago)"
+    if metadata.get("deletionTimestamp"):
+        yield "Deleting", f"since {metadata['deletionTimestamp']}"
+    if metadata.get("finalizers"):
+        yield "Finalizers", "\n".join(metadata["finalizers"])
+
+
+def _no_part(_obj: Obj, _context: _Context) -> Iterator[Line]:
+    return iter(())
+
+
+def _used(uid: str, capacity: str | None, context: _Context) -> str:
+    used = context.usage(uid)
+    return "<unknown>" if used is None else f"{output.size(used)} of {capacity or 'unlimited'}"
+
+
+def _served(volume: str, context: _Context) -> Iterator[Line]:
+    """Where a volume is mounted and which process serves it."""
+    targets = [str(m.get("target")) for m in context.listed("mounts") if m.get("volume") == volume]
+    yield "Mounted At", "\n".join(targets) or "<none>"
+    for server in context.listed("servers"):
+        if server.get("volume", server.get("mount_id")) == volume:
+            yield "Server", f"pid {server.get('pid')}, {server.get('transport')}, {server.get('mountpoint')}"
+
+
+def _claim(obj: Obj, context: _Context) -> Iterator[Line]:
+    spec, status, metadata = obj["spec"], obj.get("status", {}), obj["metadata"]
+    capacity = status.get("capacity", {}).get("storage")
+    yield "Status", _text(status.get("phase"))
+    yield "StorageClass", _text(spec.get("storageClassName"))
+    yield "Volume", _text(spec.get("volumeName"))
+    yield "Requested", _text(spec.get("resources", {}).get("requests", {}).get("storage"))
+    yield "Capacity", _text(capacity)
+    yield "Access Modes", _modes(status.get("accessModes") or spec.get("accessModes"))
+    yield "VolumeMode", _text(spec.get("volumeMode"))
+    yield "Used", _used(metadata["uid"], capacity, context)
+    users = [
+        pod["metadata"]["name"]
+        for pod in context.pods(metadata.get("namespace", DEFAULT_NAMESPACE))
+        if any(
+            v.get("persistentVolumeClaim", {}).get("claimName") == metadata["name"]
+            for v in pod["spec"].get("volumes", [])
+        )
+    ]
+    yield "Used By", "\n".join(users) or "<none>"
+    if spec.get("volumeName"):
+        yield from _served(spec["volumeName"], context)
+
+
+def _volume(obj: Obj, context: _Context) -> Iterator[Line]:
+    spec = obj["spec"]
+    capacity = spec.get("capacity", {}).get("storage")
+    claim = spec.get("claimRef")
+    yield "Status", _text(obj.get("status", {}).get("phase"))
+    yield "Claim", f"{claim.get('namespace')}/{claim.get('name')}" if claim else "<none>"
+    yield "Reclaim Policy", _text(spec.get("persistentVolumeReclaimPolicy"))
+    yield "StorageClass", _text(spec.get("storageClassName"))
+    yield "Capacity", _text(capacity)
+    yield "Access Modes", _modes(spec.get("accessModes"))
+    yield "VolumeMode", _text(spec.get("volumeMode"))
+    yield "Used", _used(obj["metadata"]["uid"], capacity, context)
+    for source in ("csi", "hostPath", "local", "flexVolume", "nfs", "cephfs"):
+        if source in spec:
+            yield "Source", "\n".join([source, *(f"{k}={v}" for k, v in sorted(spec[source].items()))])
+    yield from _served(obj["metadata"]["name"], context)
+
+
+def _storage_class(obj: Obj, _context: _Context) -> Iterator[Line]:
+    default = (obj["metadata"].get("annotations") or {}).get("storageclass.kubernetes.io/is-default-class")
+    yield "Default", "yes" if default == "true" else "no"
+    yield "Provisioner", _text(obj.get("provisioner"))
+    yield "Parameters", _mapping(obj.get("parameters"))
+    yield "Reclaim Policy", _text(obj.get("reclaimPolicy"))
+    yield "Binding", _text(obj.get("volumeBindingMode"))
+    yield "Expansion", "allowed" if obj.get("allowVolumeExpansion") else "not allowed"
+
+
+def _pod(obj: Obj, _context: _Context) -> Iterator[Line]:
+    spec, status = obj["spec"], obj.get("status", {})
+    yield "Status", _text(status.get("phase"))
+    yield "Restart Policy", _text(spec.get("restartPolicy"))
+    for container in spec.get("containers", []):
+        words = [*(container.get("command") or []), *(container.get("args") or [])]
+        yield (
+            "Container",
+            "\n".join([f"{container['name']} ({container.get('image')})", *([" ".join(words)] * bool(words))]),
+        )
+    for volume in spec.get("volumes", []):
+        source = next((k for k in volume if k != "name"), "<none>")
+        details = [f"{k}={v}" for k, v in (volume.get(source) or {}).items()]
+        yield "Volume", " ".join([f"{volume['name']}: {source}", *details])
+    for mount in status.get("volumeMounts", []):
+        access = "ro" if mount.get("readOnly") else "rw"
+        yield "Mount", f"{mount['container']}: {mount['mountPath']} ({access}) from {mount['hostPath']}"
+
+
+_PARTS = {"PersistentVolumeClaim": _claim, "PersistentVolume": _volume, "StorageClass": _storage_class, "Pod": _pod}
+
+
+def _conditions(obj: Obj) -> list[str]:
+    conditions = obj.get("status", {}).get("conditions") or []
+    if not conditions:
+        return []
+    rows = [[_text(c.get(k)) for k in ("type", "status", "reason", "message")] for c in conditions]
+    return ["Conditions:", _indented(output.table(["TYPE", "STATUS", "REASON", "MESSAGE"], rows))]
+
+
+def _events(context: _Context, obj: Obj) -> list[str]:
+    found = context.listed("events", regarding=obj["metadata"].get("uid"))
+    if not found:
+        return ["Events:  <none>"]
+    rows = [
+        [
+            _text(e.get("type")),
+            _text(e.get("reason")),
+            output.age(e.get("lastTimestamp")) + (f" (x{e['count']})" if e.get("count", 1) > 1 else ""),
+            _text(e.get("message")),
+        ]
+        for e in found
+    ]
+    return ["Events:", _indented(output.table(["TYPE", "REASON", "AGE", "MESSAGE"], rows))]
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"  {line}" for line in text.split("\n"))

@@ -1,0 +1,301 @@
+"""The command line's grammar, on the standard library's argparse: no dependency, and quick to import."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from fusevol.errors import UsageError
+
+_DESCRIPTION = "FUSE-backed volumes with hard quotas and Kubernetes semantics."
+
+_EPILOG = """\
+examples:
+  fusevol agent &                            start the agent (needs root)
+  fusevol apply -f claim.yaml                create or change objects from a file
+  fusevol get pvc                            list the claims with what they use
+  fusevol mount data /mnt/data               mount the claim `data`
+  fusevol run -f pod.yaml                    run a Pod's containers with podman on its volumes
+
+environment: FUSEVOL_SOCKET, FUSEVOL_RUN_DIR, FUSEVOL_STATE_DIR, FUSEVOL_CONFIG, FUSEVOL_PODMAN
+exit codes:  0 done, 1 failed, 2 the command line was not understood"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are ours: one sentence, exit code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        sentence = message[:1].upper() + message[1:]
+        raise UsageError(f"{sentence.rstrip('.')}; see `{self.prog} --help`.")
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The options of *argv*; ``module`` names the module of ``agent.cli`` that carries the command out.
+
+    Raises :class:`UsageError` for what cannot be understood, and ``SystemExit(0)`` after printing help.
+    """
+    return build().parse_args(list(argv))
+
+
+def build() -> argparse.ArgumentParser:
+    """The whole parser (also what documentation and shell completion are made from)."""
+    parser = _Parser(
+        prog="fusevol", description=_DESCRIPTION, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    _common(parser, None)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=_Parser)
+    for add in (_agent, _apply, _get, _describe, _delete, _mount, _umount, _pool, _run, _events, _flexvolume, _version):
+        add(commands)
+    return parser
+
+
+_Commands = "argparse._SubParsersAction[_Parser]"
+
+
+def _common(parser: argparse.ArgumentParser, default: object) -> None:
+    """Options that may stand before and after the command's name."""
+    parser.add_argument("--socket", type=Path, metavar="FILE", default=default, help="the agent's unix socket")
+    parser.add_argument(
+        "--debug", action="store_true", default=default or False, help="show a traceback when something fails"
+    )
+
+
+def _add(commands: _Commands, name: str, module: str, text: str, examples: str, **defaults: object) -> _Parser:
+    """One more command, carried out by *module*."""
+    parser: _Parser = commands.add_parser(
+        name,
+        help=text,
+        description=f"{text[:1].upper()}{text[1:]}.",
+        epilog=f"examples:\n{examples}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    _common(parser, argparse.SUPPRESS)
+    parser.set_defaults(module=module, name=name, **defaults)
+    return parser
+
+
+def _namespace(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-n", "--namespace", metavar="NS", help="the namespace (default: default)")
+
+
+def _files(parser: argparse.ArgumentParser, *, required: bool) -> None:
+    parser.add_argument(
+        "-f",
+        "--filename",
+        dest="files",
+        action="append",
+        default=[],
+        required=required,
+        metavar="FILE",
+        help="a YAML or JSON file, a directory of such files, or - for the standard input; may be repeated",
+    )
+
+
+def _seconds(text: str) -> float:
+    """A time: plain seconds, or with a unit as kubectl has it (``30``, ``1.5s``, ``2m``, ``1h``)."""
+    units = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+    unit = next((u for u in units if text.endswith(u)), "")
+    try:
+        value = float(text.removesuffix(unit)) * units.get(unit, 1.0)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 1e9:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a time such as 30s or 2m")
+    return value
+
+
+def _agent(commands: _Commands) -> None:
+    parser = _add(
+        commands,
+        "agent",
+        "serve",
+        "run the agent of this node in the foreground",
+        "  fusevol agent\n  fusevol agent --state-dir /srv/fusevol --pool fast=/mnt/nvme/fusevol",
+    )
+    parser.add_argument("--config", type=Path, metavar="FILE", help="configuration (default: /etc/fusevol/agent.yaml)")
+    parser.add_argument("--state-dir", metavar="DIR", help="what must survive a reboot (default: /var/lib/fusevol)")
+    parser.add_argument("--run-dir", metavar="DIR", help="sockets and process records (default: /run/fusevol)")
+    parser.add_argument(
+        "--pool",
+        dest="pools",
+        action="append",
+        default=[],
+        metavar="NAME=DIR",
+        help="a pool of storage; may be repeated (default: default=STATE_DIR/pools/default)",
+    )
+    parser.add_argument("--log-level", metavar="LEVEL", help="debug, info, warning or error (default: info)")
+
+
+def _apply(commands: _Commands) -> None:
+    parser = _add(
+        commands,
+        "apply",
+        "apply",
+        "create or change objects from files",
+        "  fusevol apply -f claim.yaml\n  fusevol apply -f manifests/ -f extra.yaml\n  cat *.yaml | fusevol apply -f -",
+    )
+    _files(parser, required=True)
+    _namespace(parser)
+
+
+def _get(commands: _Commands) -> None:
+    parser = _add(
+        commands,
+        "get",
+        "get",
+        "show objects as a table, YAML or JSON",
+        "  fusevol get pvc\n  fusevol get pvc,pv -A\n  fusevol get pvc/data -o yaml\n  fusevol get pods -l app=web -w\n"
+        "  fusevol get pools    (also: mounts, servers, events)",
+    )
+    parser.add_argument("what", nargs="+", metavar="KIND[/NAME]", help="what to show: a kind, then names if wanted")
+    _namespace(parser)
+    parser.add_argument("-A", "--all-namespaces", action="store_true", help="objects of every namespace")
+    parser.add_argument(
+        "-o", "--output", choices=["table", "wide", "yaml", "json", "name"], default="table", help="how to print them"
+    )
+    parser.add_argument("-l", "--selector", metavar="SEL", help="only objects with these labels, such as app=web,!old")
+    parser.add_argument("-w", "--watch", action="store_true", help="then go on printing what changes")
+
+
+def _describe(commands: _Commands) -> None:
+    parser = _add(
+        commands,
+        "describe",
+        "describe",
+        "show all about an object: fields, conditions, use, mounts, events",
+        "  fusevol describe pvc data\n  fusevol describe pod/web -n shop",
+    )
+    parser.add_argument("what", nargs="+", metavar="KIND[/NAME]", help="a kind, then names; without names: all of it")
+    _namespace(parser)
+
+
+def _delete(commands: _Commands) -> None:
+    parser = _add(
+        commands,
+        "delete",
+        "removal",
+        "delete objects, a Pod together with its podman containers",
+        "  fusevol delete pvc data\n  fusevol delete pod web --now\n  fusevol delete -f manifests/ --ignore-not-found",
+    )
+    parser.add_argument("what", nargs="*", metavar="KIND[/NAME]", help="a kind and names, or several KIND/NAME")
+    _files(parser, required=False)
+    _namespace(parser)
+    parser.add_argument(
+        "--all", action="store_true", dest="everything", help="all objects of the kind in the namespace"
+    )
+    parser.add_argument(
+        "--wait",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="wait until the objects are gone (default) or only ask for it",
+    )
+    parser.add_argument("--timeout", type=_seconds, default=60.0, metavar="TIME", help="wait no longer (default: 60s)")
+    parser.add_argument("--ignore-not-found", action="store_true", help="succeed when an object does not exist")
+    parser.add_argument(
+        "--grace-period",
+        type=int,
+        metavar="SECONDS",
+        help="what a Pod's containers get to end (default: the Pod's terminationGracePeriodSeconds, else 30)",
+    )
+    parser.add_argument("--now", action="store_const", const=0, dest="grace_period", help="same as --grace-period 0")
+
+
+def _mount(commands: _Commands) -> None:
+    parser = _add(
+        commands,
+        "mount",
+        "mounts",
+        "mount a claim at a directory",
+        "  fusevol mount data /mnt/data\n  fusevol mount data /mnt/data -n shop --read-only",
+    )
+    parser.add_argument("claim", metavar="CLAIM", help="name of a PersistentVolumeClaim")
+    parser.add_argument("target", metavar="TARGET", help="directory to mount it at; created when missing")
+    _namespace(parser)
+    parser.add_argument("--read-only", action="store_true", help="writes fail with EROFS")
+
+
+def _umount(commands: _Commands) -> None:
+    parser = _add(
+        commands,
+        "umount",
+        "mounts",
+        "undo a mount; succeeds when nothing is mounted there",
+        "  fusevol umount /mnt/data",
+    )
+    parser.add_argument("target", metavar="TARGET", help="the directory given to `fusevol mount`")
+
+
+def _pool(commands: _Commands) -> None:
+    parser = _add(
+        commands,
+        "pool",
+        "pools",
+        "look at the pools of storage",
+        "  fusevol pool show\n  fusevol pool show default\n  fusevol pool check",
+    )
+    parser.add_argument("action", choices=["show", "check"], help="show: capacity and volumes; check: find damage")
+    parser.add_argument("pool", nargs="?", metavar="NAME", help="only this pool")
+
+
+def _run(commands: _Commands) -> None:
+    parser = _add(
+        commands,
+        "run",
+        "run",
+        "run a Pod's containers with podman on its volumes",
+        "  fusevol run -f pod.yaml\n  fusevol run -d -f pod.yaml\n"
+        "  podman run $(fusevol run --prepare -f pod.yaml) image",
+    )
+    _files(parser, required=True)
+    _namespace(parser)
+    parser.add_argument("--prepare", action="store_true", help="only mount the volumes and print podman's -v arguments")
+    parser.add_argument("-d", "--detach", action="store_true", help="start the containers and return")
+    parser.add_argument(
+        "--rm", action="store_true", dest="remove", help="delete containers and Pod when they have ended"
+    )
+    parser.add_argument(
+        "--timeout", type=_seconds, default=60.0, metavar="TIME", help="how long the volumes may take (default: 60s)"
+    )
+
+
+def _events(commands: _Commands) -> None:
+    parser = _add(
+        commands,
+        "events",
+        "events",
+        "show what happened to objects",
+        "  fusevol events\n  fusevol events --for pvc/data",
+    )
+    _namespace(parser)
+    parser.add_argument("-A", "--all-namespaces", action="store_true", help="objects of every namespace (default)")
+    parser.add_argument("--for", dest="regarding", metavar="KIND/NAME", help="only events of this object")
+    parser.add_argument("-o", "--output", choices=["table", "yaml", "json"], default="table", help="how to print them")
+
+
+def _flexvolume(commands: _Commands) -> None:
+    _add(
+        commands,
+        "flexvolume",
+        "version",
+        "FlexVolume call-outs: init, mount DIR JSON, unmount DIR (for a kubelet; answers one JSON line)",
+        "  fusevol flexvolume init\n"
+        """  fusevol flexvolume mount /some/dir '{"fusevol/claim":"data","fusevol/size":"64Mi"}'\n"""
+        "  fusevol flexvolume unmount /some/dir\n\n"
+        "options: fusevol/claim, fusevol/size, fusevol/class, fusevol/pool, fusevol/namespace,\n"
+        "         fusevol/kind (persistent|emptyDir|hostPath), fusevol/path, fusevol/type\n"
+        "The exit code is 0 whenever a status is answered: a kubelet logs the arguments of a call-out\n"
+        "that exits otherwise, secrets included.",
+    )
+
+
+def _version(commands: _Commands) -> None:
+    parser = _add(
+        commands,
+        "version",
+        "version",
+        "print the versions of this command and of the agent",
+        "  fusevol version --client",
+    )
+    parser.add_argument("--client", action="store_true", help="do not ask the agent")

@@ -1,0 +1,25 @@
+"""``fusevol agent``: the agent of this node, in the foreground."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+
+import trio
+
+from agent import daemon
+from agent.config import Config
+from fusevol.errors import EXIT_OK
+
+
+def command(options: Namespace) -> int:
+    """Run the agent until it is told to end."""
+    given = {
+        "state_dir": options.state_dir,
+        "run_dir": options.run_dir,
+        "socket": str(options.socket) if options.socket else None,
+        "pool": ",".join(options.pools) or None,
+        "log_level": options.log_level,
+    }
+    config = Config.load(options.config, {k: v for k, v in given.items() if v is not None})
+    trio.run(daemon.serve, config)
+    return EXIT_OK
