@@ -13,7 +13,7 @@ trap 'rm -rf "$scratch"' EXIT
 "$(readlink -f .venv/bin/python)" -m venv "$scratch/venv"
 "$scratch/venv/bin/python" -m pip install --quiet --disable-pip-version-check "$wheel"
 cd "$scratch" # so that nothing can be imported from the tree
-"$scratch/venv/bin/fusevol" version
+"$scratch/venv/bin/fusevol" version --client
 "$scratch/venv/bin/fusevol" flexvolume init
 "$scratch/venv/bin/python" - "$tree" <<'PY'
 import pathlib, sys

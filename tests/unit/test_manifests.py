@@ -1,0 +1,106 @@
+"""The manifests and examples are what Kubernetes and fusevol itself accept."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from fusevol import objects
+
+ROOT = Path(__file__).parents[2] / "manifests"
+RELEASE = "1.33"
+"""A released Kubernetes; its schemas come with kubernetes-validate."""
+OWN = {"StorageClass", "PersistentVolume", "PersistentVolumeClaim", "Pod"}
+"""What `fusevol apply` takes."""
+
+FILES = sorted(path for path in ROOT.rglob("*.yaml") if path.name != "kustomization.yaml")
+
+
+def documents(path: Path) -> list[dict[str, Any]]:
+    return [document for document in yaml.safe_load_all(path.read_text(encoding="utf-8")) if document]
+
+
+def relative(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("path", FILES, ids=relative)
+def test_kubernetes_knows_every_field(path: Path) -> None:
+    """Every manifest passes the strict schema of a released Kubernetes."""
+    found = documents(path)
+    for document in found:
+        kubernetes_validate.validate(document, RELEASE, strict=True)
+
+    assert found
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in FILES if "flexvolume" not in p.parts and "examples" in p.parts], ids=relative
+)
+def test_fusevol_takes_its_own_examples(path: Path) -> None:
+    """Every example that is meant for `fusevol apply` is understood and admitted without a complaint."""
+    admitted = [objects.admit(o) for o in objects.load(path.read_text(encoding="utf-8"), str(path))]
+
+    assert {o["kind"] for o in admitted} <= OWN
+
+
+def test_the_storage_class_is_the_one_that_an_agent_makes() -> None:
+    """The class of the manifests is admitted by fusevol and names its provisioner."""
+    path = ROOT / "storageclass.yaml"
+    (found,) = (objects.admit(o) for o in objects.load(path.read_text(encoding="utf-8"), str(path)))
+
+    assert (found["metadata"]["name"], found["provisioner"]) == ("fusevol", "fusevol.io/fusevol")
+
+
+def test_kustomization_lists_every_manifest() -> None:
+    """`kubectl apply -k manifests/` applies all that lies beside the kustomization, and nothing that is not there."""
+    listed = yaml.safe_load((ROOT / "kustomization.yaml").read_text(encoding="utf-8"))["resources"]
+
+    assert sorted(listed) == sorted(p.name for p in ROOT.glob("*.yaml") if p.name != "kustomization.yaml")
+
+
+def test_every_example_explains_itself() -> None:
+    """Each example directory has a manifest and a README, and the list of examples links to it."""
+    directories = [p for p in (ROOT / "examples").iterdir() if p.is_dir()]
+    index = (ROOT / "examples" / "README.md").read_text(encoding="utf-8")
+    poor = [
+        p.name
+        for p in directories
+        if not (p / "README.md").exists() or not list(p.glob("*.yaml")) or f"]({p.name})" not in index
+    ]
+
+    assert directories
+    assert not poor
+
+
+def test_references_between_the_manifests_hold() -> None:
+    """The DaemonSet's service account, config map and keys exist, all in one namespace."""
+    everything = {
+        (d["kind"], d["metadata"]["name"]): d
+        for p in ROOT.glob("*.yaml")
+        for d in documents(p)
+        if "kind" in d and "metadata" in d
+    }
+    pod = everything["DaemonSet", "fusevol-agent"]["spec"]["template"]["spec"]
+    namespaces = {d["metadata"]["namespace"] for d in everything.values() if "namespace" in d["metadata"]}
+    config = next(v["configMap"]["name"] for v in pod["volumes"] if "configMap" in v)
+    wanted = {("ServiceAccount", pod["serviceAccountName"]), ("ConfigMap", config), ("Namespace", "fusevol-system")}
+
+    assert namespaces == {"fusevol-system"}
+    assert wanted <= everything.keys()
+
+
+def test_the_flexvolume_driver_answers_one_json_line_without_an_agent(tmp_path: Path) -> None:
+    """The call-out script of the config map is valid shell and answers Failure, exit code 0, when no agent runs."""
+    text = documents(ROOT / "configmap.yaml")[0]["data"]["flexvolume-driver.sh"]
+    script = tmp_path / "driver"
+    script.write_text(text.replace("/run/fusevol/", f"{tmp_path}/"), encoding="utf-8")
+    answer = subprocess.run(["sh", str(script), "init"], capture_output=True, text=True, check=True)
+
+    assert yaml.safe_load(answer.stdout)["status"] == "Failure"
+    assert answer.stderr == ""
