@@ -7,6 +7,7 @@ go on after a restart, with any of podman's log drivers.
 
 from __future__ import annotations
 
+import datetime as dt
 import signal
 import subprocess
 import sys
@@ -36,6 +37,7 @@ class Interruptible:
         self.names: list[str] = []
         """The containers to stop when interrupted."""
         self._previous: Any = None
+        self._began = dt.datetime.now(dt.UTC).isoformat()
 
     def __enter__(self) -> Self:
         def interrupt(_signal: int, _frame: FrameType | None) -> None:
@@ -61,7 +63,7 @@ class Interruptible:
         """
         lock = threading.Lock()
         followers = [
-            _Follower(self._podman, name, f"[{prefix}] " if len(shown) > 1 else "", lock)
+            _Follower(self._podman, name, f"[{prefix}] " if len(shown) > 1 else "", self._began, lock)
             for name, prefix in shown.items()
         ]
         for follower in followers:
@@ -121,8 +123,9 @@ def _wait(podman: Podman, name: str, policy: str) -> int:
 class _Follower:
     """Copies one container's output, across its restarts."""
 
-    def __init__(self, podman: Podman, name: str, prefix: str, lock: threading.Lock) -> None:
+    def __init__(self, podman: Podman, name: str, prefix: str, began: str, lock: threading.Lock) -> None:
         self._podman, self._name, self._prefix, self._lock = podman, name, prefix, lock
+        self._began = began
         self._seen = {"stdout": ("", 0), "stderr": ("", 0)}
         """Per stream the newest time stamp and how many lines had it (lines written at once share one)."""
         self._ended = threading.Event()
@@ -154,9 +157,9 @@ class _Follower:
 
     def _copy(self, *, follow: bool) -> None:
         arguments = ["logs", "--timestamps", *(["--follow"] if follow else [])]
-        since = max(stamp for stamp, _ in self._seen.values())
-        if since:
-            arguments += ["--since", since]
+        # from the beginning of this command: a container that is started again has earlier output
+        since = max(stamp for stamp, _ in self._seen.values()) or self._began
+        arguments += ["--since", since]
         self._process = subprocess.Popen(
             [*self._podman.command, *arguments, self._name],
             stdin=subprocess.DEVNULL,

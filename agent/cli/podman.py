@@ -35,8 +35,9 @@ def require() -> list[str]:
     """Like :func:`find`. Raises :class:`UnavailableError` when there is none."""
     words = find()
     if words is None:
+        program = (shlex.split(os.environ.get("FUSEVOL_PODMAN", "")) or ["podman"])[0]
         raise UnavailableError(
-            f"{os.environ.get('FUSEVOL_PODMAN') or 'podman'} is not installed: run `apt-get install podman`, "
+            f"{program} is not installed: run `apt-get install podman`, "
             "or start the containers yourself with what `fusevol run --prepare` prints."
         )
     return words
