@@ -19,7 +19,7 @@ from agent.cli.resources import (
 )
 from agent.client import Client, path_of
 from fusevol import objects
-from fusevol.errors import EXIT_OK, FusevolError, NotFoundError, UsageError
+from fusevol.errors import EXIT_OK, FusevolError, NotFoundError, UsageError, by_reason
 
 Obj = dict[str, Any]
 
@@ -31,11 +31,17 @@ def command(options: Namespace) -> int:
         raise UsageError("Names and a selector cannot be given together: leave out one of them.")
     client = Client(options.socket)
     special = [s for s in chosen if s.word.lower() in listings.LISTINGS]
-    if special:
-        if len(special) != len(chosen) or options.watch:
-            raise UsageError(f"{special[0].word} can only be shown alone and without --watch: leave out the rest.")
-        return listings.show(client, special, options.output, options.namespace)
-    return _Get(client, options).run(chosen)
+    others = [s for s in chosen if s not in special]
+    if special and options.watch:
+        raise UsageError(f"{special[0].word} can only be shown without --watch: ask again to see what changed.")
+    if special and others and options.output not in {"table", "wide"}:
+        raise UsageError(f"{special[0].word} and Kubernetes' objects can be shown together only as tables.")
+    code = _Get(client, options).run(others) if others else EXIT_OK
+    for number, selection in enumerate(special):
+        if others or number:
+            print()
+        listings.show(client, selection, options.output, options.namespace)
+    return code
 
 
 class _Get:
@@ -132,6 +138,8 @@ class _Get:
         )
         for event in self._client.watch(path):
             obj = event.get("object", {})
+            if event.get("type") == "ERROR":
+                raise by_reason(str(obj.get("reason", "")))(str(obj.get("message", "The watch ended.")))
             if obj.get("kind", kind.name) == kind.name and (not names or obj["metadata"]["name"] in names):
                 self._event(kind, [obj], widths, first=False)
         return EXIT_OK

@@ -10,7 +10,7 @@ from typing import Any
 from agent.cli import output
 from agent.cli.resources import Selection
 from agent.client import Client, path_of
-from fusevol.errors import EXIT_OK, NotFoundError, UsageError
+from fusevol.errors import NotFoundError, UsageError
 
 Obj = dict[str, Any]
 
@@ -88,19 +88,19 @@ def items(client: Client, plural: str, **query: str | None) -> list[Obj]:
     return found
 
 
-def show(client: Client, chosen: Sequence[Selection], style: str, namespace: str | None) -> int:
+def show(client: Client, selection: Selection, style: str, namespace: str | None) -> None:
     """Print what ``fusevol get pools`` and the like ask for."""
-    listing = LISTINGS[chosen[0].word.lower()]
+    listing = LISTINGS[selection.word.lower()]
     found = items(client, listing.plural)
     if listing.plural == "events" and namespace:
         found = [e for e in found if (e.get("regarding") or {}).get("namespace") == namespace]
-    names = [n for s in chosen for n in s.names]
-    if names:
-        found = [o for o in found if set(listing.row(o)[:2]) & set(names) or o.get("name") in names]
+    if selection.names:
+        found = [o for o in found if set(listing.row(o)[:2]) & set(selection.names)]
         if not found:
-            raise NotFoundError(f'There is no "{names[0]}" among the {listing.plural}: list them without a name.')
+            raise NotFoundError(
+                f'There is no "{selection.names[0]}" among the {listing.plural}: list them without a name.'
+            )
     print_items(listing.plural, found, style)
-    return EXIT_OK
 
 
 def print_items(plural: str, found: Sequence[Obj], style: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TypeAlias
 
 from fusevol.errors import UsageError
 
@@ -51,7 +51,7 @@ def build() -> argparse.ArgumentParser:
     return parser
 
 
-_Commands = "argparse._SubParsersAction[_Parser]"
+_Commands: TypeAlias = "argparse._SubParsersAction[_Parser]"  # noqa: SLF001 - argparse has no public name for it
 
 
 def _common(parser: argparse.ArgumentParser, default: object) -> None:
