@@ -1,4 +1,4 @@
-"""Plain values that cross the seam between ``fusevol.fs`` and a transport, and the quota it asks.
+"""Plain values that cross the seam between ``fusevol.fs`` and a transport; the quota it asks is ``fusevol.usage``.
 
 Attributes are ``os.stat_result`` of the backing inode: ``st_ino`` is the backing inode number, while the number
 by which the kernel knows the inode is the *node*, carried beside it.
@@ -7,7 +7,24 @@ by which the kernel knows the inode is the *node*, carried beside it.
 from __future__ import annotations
 
 import os
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
+
+from fusevol.usage import Quota, Usage
+
+__all__ = [
+    "CACHE_EXCLUSIVE",
+    "CACHE_NONE",
+    "CACHE_SHARED",
+    "ROOT_NODE",
+    "CachePolicy",
+    "Caller",
+    "DirEntry",
+    "Entry",
+    "Quota",
+    "SetAttr",
+    "StatFs",
+    "Usage",
+]
 
 ROOT_NODE = 1
 """The node number of the root directory (FUSE_ROOT_ID in ``linux/fuse.h``)."""
@@ -82,32 +99,3 @@ CACHE_SHARED = CachePolicy(entry=1.0, attr=1.0, negative=0.0, keep_pages=False)
 """Others may write the tree as well."""
 CACHE_NONE = CachePolicy(entry=0.0, attr=0.0, negative=0.0, keep_pages=False)
 """Every look goes to the backing store."""
-
-
-class Usage(NamedTuple):
-    """What a volume uses and may use. Bytes are allocated space as ``du`` counts it; ``None`` is no limit."""
-
-    used_bytes: int
-    used_inodes: int
-    limit_bytes: int | None
-    limit_inodes: int | None
-
-
-class Quota(Protocol):
-    """A counter that says no. Thread-safe. ``fusevol.quota.ledger.Ledger`` is the one that exists.
-
-    A change is first reserved, then made, then settled with what it really cost, so that used + reserved is never
-    over the limit, whatever runs at the same time.
-    """
-
-    def reserve(self, nbytes: int, inodes: int) -> None:
-        """Set *nbytes* and *inodes* aside. Raises ``OSError(ENOSPC)`` and reserves nothing if that is too much."""
-
-    def reserve_upto(self, nbytes: int, granule: int) -> int:
-        """Set aside as much of *nbytes* as there is room for, a multiple of *granule*; returns it, 0 for none."""
-
-    def settle(self, reserved_bytes: int, reserved_inodes: int, nbytes: int, inodes: int) -> None:
-        """Give a reservation back and add what was really used: *nbytes* and *inodes*, negative where freed."""
-
-    def usage(self) -> Usage:
-        """The counters now, without what is only reserved."""

@@ -1,0 +1,34 @@
+"""What a volume uses, and the counter that says no: the words that ``fs`` and ``quota`` share without knowing each other."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+
+class Usage(NamedTuple):
+    """What a volume uses and may use. Bytes are allocated space as ``du`` counts it; ``None`` is no limit."""
+
+    used_bytes: int
+    used_inodes: int
+    limit_bytes: int | None
+    limit_inodes: int | None
+
+
+class Quota(Protocol):
+    """A counter that says no. Thread-safe. ``fusevol.quota.ledger.Ledger`` is the one that exists.
+
+    A change is first reserved, then made, then settled with what it really cost, so that used + reserved is never
+    over the limit, whatever runs at the same time.
+    """
+
+    def reserve(self, nbytes: int, inodes: int) -> None:
+        """Set *nbytes* and *inodes* aside. Raises ``OSError(ENOSPC)`` and reserves nothing if that is too much."""
+
+    def reserve_upto(self, nbytes: int, granule: int) -> int:
+        """Set aside as much of *nbytes* as there is room for, a multiple of *granule*; returns it, 0 for none."""
+
+    def settle(self, reserved_bytes: int, reserved_inodes: int, nbytes: int, inodes: int) -> None:
+        """Give a reservation back and add what was really used: *nbytes* and *inodes*, negative where freed."""
+
+    def usage(self) -> Usage:
+        """The counters now, without what is only reserved."""
