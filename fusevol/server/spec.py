@@ -41,6 +41,8 @@ class MountSpec:
     """Whether device nodes may be created and opened."""
     descriptors: int = 2048
     """How many inodes keep a descriptor open (size of the LRU)."""
+    spin_us: int = 50
+    """Microseconds in which the server looks for the next request before it sleeps (``fusevol.transport.pump``)."""
     labels: dict[str, str] = dataclasses.field(default_factory=dict)
     """Free for the supervisor: volume id, claim, pod. Echoed in the status."""
 

@@ -1,0 +1,376 @@
+"""The adapter between pyfuse3 and :class:`fusevol.fs.FileSystem`: it translates, and means nothing itself.
+
+Every handler is a plain method here that calls the filesystem and returns what pyfuse3 wants to have; ``_handler``
+makes of it what pyfuse3 calls: a coroutine that is suspended once (see :mod:`fusevol.transport.pump`), in which
+``OSError`` becomes its errno and anything else becomes EIO and one traceback in the log. The session always lives on.
+
+What the kernel is told, and why:
+
+* FLUSH is not implemented. The kernel asks once, is told ENOSYS and saves the round trip at every close(2). Nothing
+  is lost: without the write-back cache (which stays off, since the ledger must see a write before it is acknowledged)
+  a write that fails has told its writer already; whoever wants its data on disk calls fsync(2).
+* Names, absent names and attributes are cached for as long as the volume's cache policy says.
+* Listings: READDIRPLUS cannot be switched off in pyfuse3, but an entry may go without attributes
+  (``_entries.NameOnly``), which costs a tenth. The first page of a directory has attributes, so that ``ls -l`` of a small directory is one
+  request; the later pages of a big one have them only if names of that directory were looked up after an earlier
+  listing without. A program that only wants the names of 10,000 files pays for the names.
+* Permissions are the kernel's business (``default_permissions``), including POSIX ACLs.
+* pyfuse3 3.5 does not pass on fallocate, lseek, copy_file_range and O_TMPFILE: the kernel's own fallbacks apply.
+* The kernel reads ``security.capability`` before every write, a second round trip. Only a protocol feature that
+  libfuse 3.14 lacks (HANDLE_KILLPRIV_V2) or a volume without any extended attributes would save it; where the
+  backing filesystem has none, the kernel is told so once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, TypeVar
+
+from fusevol.fs import FileSystem
+from fusevol.fs.types import ROOT_NODE, Caller, Entry, SetAttr
+from fusevol.transport._entries import NameOnly, absent, attributes
+from fusevol.transport._load import load
+from fusevol.transport.pump import Pump, started
+
+if TYPE_CHECKING:
+    import pyfuse3
+else:
+    pyfuse3 = load()
+
+log = logging.getLogger(__name__)
+
+_REMEMBERED: Final = 512
+"""How many big directories the listing policy keeps in mind."""
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _handler(
+    method: Callable[Concatenate[Adapter, P], R],
+) -> Callable[Concatenate[Adapter, P], Coroutine[Any, Any, R]]:
+    """Make a request handler for pyfuse3 of a synchronous *method*."""
+
+    async def handle(self: Adapter, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        await started()
+        try:
+            return method(self, *args, **kwargs)
+        except OSError as e:
+            raise pyfuse3.FUSEError(e.errno or errno.EIO) from None
+        except pyfuse3.FUSEError:
+            raise
+        except Exception as e:  # noqa: BLE001  # a bug costs one request, not the mount
+            self.bug(method.__name__, e)
+            raise pyfuse3.FUSEError(errno.EIO) from None
+
+    handle.__name__, handle.__doc__ = method.__name__, method.__doc__
+    return handle
+
+
+class Adapter(pyfuse3.Operations):
+    """Serves *fs*. :attr:`pump` is told before an operation that is expected to take long."""
+
+    supports_dot_lookup = False
+    enable_writeback_cache = False
+
+    def __init__(
+        self,
+        fs: FileSystem,
+        pump: Pump,
+        *,
+        enable_acl: bool = True,
+        on_init: Callable[[], None] | None = None,
+    ) -> None:
+        """*on_init* is called when the kernel has said hello: the mount is usable from then on."""
+        super().__init__()
+        self._on_init = on_init
+        self.fs = fs
+        self.enable_acl = enable_acl
+        self._pump = pump
+        self._entry, self._attr, self._negative, self._keep_pages = fs.cache
+        self._absent = absent(self._negative) if self._negative > 0 else None
+        self._bugs: set[tuple[str, str]] = set()
+        self._open_dirs: dict[int, int] = {}
+        """Node of each open directory."""
+        self._bare: dict[int, None] = {}
+        """Nodes of directories that were listed without attributes, oldest first."""
+        self._wanted: dict[int, None] = {}
+        """Those whose names were looked up after that."""
+
+    def init(self) -> None:
+        """Called by pyfuse3 for the kernel's first request."""
+        if self._on_init is not None:
+            self._on_init()
+
+    def bug(self, where: str, error: Exception) -> None:
+        """Log *error* with its traceback, once for each kind."""
+        kind = (where, repr(error))
+        if kind not in self._bugs and len(self._bugs) < 1000:
+            self._bugs.add(kind)
+            log.error("%s failed unexpectedly: the caller got EIO", where, exc_info=error)
+
+    def _reply(self, entry: Entry) -> pyfuse3.EntryAttributes:
+        return attributes(entry.node, entry.generation, entry.attr, self._entry, self._attr)
+
+    def _stat(self, node: int, st: os.stat_result) -> pyfuse3.EntryAttributes:
+        return attributes(node, 0, st, self._entry, self._attr)
+
+    # -- names --------------------------------------------------------------------------------------------------------
+
+    @_handler
+    def lookup(self, parent: int, name: bytes, _ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
+        if parent in self._bare:
+            self._bare.pop(parent, None)
+            self._remember(self._wanted, parent)
+        try:
+            return self._reply(self.fs.lookup(parent, name))
+        except FileNotFoundError:
+            if self._absent is None:
+                raise
+            return self._absent
+
+    @_handler
+    def forget(self, inodes: Sequence[tuple[int, int]]) -> None:
+        for node, count in inodes:
+            try:
+                self.fs.forget(node, count)
+            except Exception as e:  # noqa: BLE001  # nobody is waiting for an answer, and the others must be forgotten too
+                self.bug("forget", e)
+
+    @_handler
+    def mknod(
+        self, parent: int, name: bytes, mode: int, rdev: int, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        return self._reply(self.fs.mknod(parent, name, mode, rdev, _caller(ctx)))
+
+    @_handler
+    def mkdir(self, parent: int, name: bytes, mode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
+        return self._reply(self.fs.mkdir(parent, name, mode, _caller(ctx)))
+
+    @_handler
+    def symlink(self, parent: int, name: bytes, target: bytes, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
+        return self._reply(self.fs.symlink(parent, name, target, _caller(ctx)))
+
+    @_handler
+    def link(self, node: int, parent: int, name: bytes, _ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
+        return self._reply(self.fs.link(node, parent, name))
+
+    @_handler
+    def unlink(self, parent: int, name: bytes, _ctx: pyfuse3.RequestContext) -> None:
+        self.fs.unlink(parent, name)
+
+    @_handler
+    def rmdir(self, parent: int, name: bytes, _ctx: pyfuse3.RequestContext) -> None:
+        self.fs.rmdir(parent, name)
+
+    @_handler
+    def rename(
+        self, parent: int, name: bytes, newparent: int, newname: bytes, flags: int, _ctx: pyfuse3.RequestContext
+    ) -> None:
+        self.fs.rename(parent, name, newparent, newname, flags)
+
+    @_handler
+    def readlink(self, node: int, _ctx: pyfuse3.RequestContext) -> bytes:
+        return self.fs.readlink(node)
+
+    # -- attributes ---------------------------------------------------------------------------------------------------
+
+    @_handler
+    def getattr(self, node: int, _ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
+        return self._stat(node, self.fs.getattr(node))
+
+    @_handler
+    def setattr(
+        self,
+        node: int,
+        attr: pyfuse3.EntryAttributes,
+        fields: pyfuse3.SetattrFields,
+        fh: int | None,
+        ctx: pyfuse3.RequestContext,
+    ) -> pyfuse3.EntryAttributes:
+        change = SetAttr(
+            mode=attr.st_mode if fields.update_mode else None,
+            uid=attr.st_uid if fields.update_uid else None,
+            gid=attr.st_gid if fields.update_gid else None,
+            size=attr.st_size if fields.update_size else None,
+            atime_ns=attr.st_atime_ns if fields.update_atime else None,
+            mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
+        )
+        if change.size is not None:
+            self._pump.hand_over()
+        return self._stat(node, self.fs.setattr(node, change, fh, _caller(ctx)))
+
+    @_handler
+    def getxattr(self, node: int, name: bytes, _ctx: pyfuse3.RequestContext) -> bytes:
+        try:
+            return self.fs.getxattr(node, name)
+        except OSError as e:
+            raise _no_xattrs(e, name) from None
+
+    @_handler
+    def setxattr(self, node: int, name: bytes, value: bytes, _ctx: pyfuse3.RequestContext) -> None:
+        # XATTR_CREATE and XATTR_REPLACE are not passed on: pyfuse3 asks for the attribute first
+        self.fs.setxattr(node, name, value, 0)
+
+    @_handler
+    def listxattr(self, node: int, _ctx: pyfuse3.RequestContext) -> Sequence[bytes]:
+        return self.fs.listxattr(node)
+
+    @_handler
+    def removexattr(self, node: int, name: bytes, _ctx: pyfuse3.RequestContext) -> None:
+        self.fs.removexattr(node, name)
+
+    @_handler
+    def statfs(self, _ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
+        found = self.fs.statfs(ROOT_NODE)
+        data = pyfuse3.StatvfsData()
+        data.f_bsize = found.bsize
+        data.f_frsize = found.frsize
+        data.f_blocks = found.blocks
+        data.f_bfree = found.bfree
+        data.f_bavail = found.bavail
+        data.f_files = found.files
+        data.f_ffree = found.ffree
+        data.f_favail = found.favail
+        data.f_namemax = found.namemax
+        return data
+
+    # -- files --------------------------------------------------------------------------------------------------------
+
+    @_handler
+    def create(
+        self, parent: int, name: bytes, mode: int, flags: int, ctx: pyfuse3.RequestContext
+    ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
+        entry, fh = self.fs.create(parent, name, mode, flags, _caller(ctx))
+        return pyfuse3.FileInfo(fh=fh, keep_cache=self._keep_pages), self._reply(entry)
+
+    @_handler
+    def open(self, node: int, flags: int, _ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
+        return pyfuse3.FileInfo(fh=self.fs.open(node, flags), keep_cache=self._keep_pages)
+
+    @_handler
+    def read(self, fh: int, offset: int, size: int) -> bytes:
+        return self.fs.read(fh, size, offset)
+
+    @_handler
+    def write(self, fh: int, offset: int, data: bytes) -> int:
+        return self.fs.write(fh, offset, data)
+
+    @_handler
+    def flush(self, _fh: int) -> None:
+        raise pyfuse3.FUSEError(errno.ENOSYS)
+
+    @_handler
+    def fsync(self, fh: int, datasync: bool) -> None:
+        self._pump.hand_over()
+        self.fs.fsync(fh, datasync)
+
+    @_handler
+    def release(self, fh: int) -> None:
+        self.fs.release(fh)
+
+    # -- directories --------------------------------------------------------------------------------------------------
+
+    @_handler
+    def opendir(self, node: int, _ctx: pyfuse3.RequestContext) -> int:
+        fh = self.fs.opendir(node)
+        self._open_dirs[fh] = node
+        return fh
+
+    @_handler
+    def readdir(self, fh: int, offset: int, token: pyfuse3.ReaddirToken) -> None:
+        node = self._open_dirs[fh]
+        names: Iterable[Any] = self.fs.readdir(fh, offset)
+        if offset == 0 or node in self._wanted or not NameOnly.available:
+            self._list_with_attributes(node, names, token)
+            return
+        self._remember(self._bare, node)
+        only, reply = NameOnly(), pyfuse3.readdir_reply
+        for name, ino, kind, after in names:
+            if not reply(token, name, only.set(ino, kind), after):
+                return
+
+    def _list_with_attributes(self, node: int, names: Iterable[Any], token: pyfuse3.ReaddirToken) -> None:
+        fs, only, reply = self.fs, NameOnly(), pyfuse3.readdir_reply
+        for name, ino, kind, after in names:
+            if name in {b".", b".."}:  # the kernel takes no attributes for these
+                if not reply(token, name, only.set(ino, kind), after):
+                    return
+                continue
+            try:
+                entry = fs.lookup(node, name)
+            except FileNotFoundError:
+                continue  # removed meanwhile
+            if not reply(token, name, self._reply(entry), after):
+                fs.forget(entry.node, 1)  # it did not fit, so the kernel did not hear of it
+                return
+
+    @_handler
+    def releasedir(self, fh: int) -> None:
+        self._open_dirs.pop(fh, None)
+        self.fs.releasedir(fh)
+
+    @_handler
+    def fsyncdir(self, fh: int, datasync: bool) -> None:
+        self._pump.hand_over()
+        self.fs.fsyncdir(fh, datasync)
+
+    @staticmethod
+    def _remember(where: dict[int, None], node: int) -> None:
+        where[node] = None
+        if len(where) > _REMEMBERED:
+            where.pop(next(iter(where)), None)
+
+
+def _caller(ctx: pyfuse3.RequestContext) -> Caller:
+    return Caller(ctx.uid, ctx.gid, ctx.pid, ctx.umask)
+
+
+def _no_xattrs(error: OSError, name: bytes) -> OSError:
+    """ENOSYS if the backing filesystem has no extended attributes at all: the kernel then never asks again."""
+    if error.errno == errno.EOPNOTSUPP and name == b"security.capability":
+        return OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    return error
+
+
+class Session:
+    """A mounted filesystem. One per process, since pyfuse3 keeps its session in global variables.
+
+    ``Session(...)`` mounts; :meth:`serve` answers requests until the mount is gone or :meth:`stop` is called.
+    """
+
+    def __init__(self, adapter: Adapter, pump: Pump, mountpoint: str, options: set[str]) -> None:
+        """Mount at *mountpoint*. Raises ``RuntimeError``; libfuse has then said why on standard error."""
+        vars(pyfuse3)["trio"] = pump  # the seam: see fusevol.transport.pump
+        self._pump = pump
+        pyfuse3.init(adapter, mountpoint, options)
+
+    def serve(self) -> bool:
+        """Answer requests until the session is over. ``False``: operations still hang in the backing store."""
+        main = pyfuse3.main(min_tasks=1 << 30, max_tasks=1)  # numbers that leave all decisions to the pump
+        with contextlib.suppress(StopIteration):
+            main.send(None)
+        if self._pump.threads:
+            return False
+        pyfuse3.close(unmount=False)
+        return True
+
+    def stop(self) -> None:
+        """End the session from any thread: no further request is read. A mount that is still there is dead then."""
+        self._pump.close()
+
+
+def options(*, fsname: str, allow_other: bool, read_only: bool, devices: bool) -> set[str]:
+    """libfuse's mount options (``fuse_mount_opts`` in its lib/mount.c).
+
+    setuid bits have no effect on a mount (libfuse's default): a volume is written by containers.
+    """
+    chosen = {f"fsname={fsname.replace(',', '_')}", "subtype=fusevol", "default_permissions"}
+    chosen |= {"allow_other"} if allow_other else set()
+    chosen |= {"ro"} if read_only else set()
+    chosen |= {"dev"} if devices else set()
+    return chosen
