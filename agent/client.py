@@ -61,7 +61,7 @@ class Client:
         return f"Client({str(self.socket)!r})"
 
     def request(self, method: str, path: str, body: object = None, timeout: float | None = DEFAULT_TIMEOUT) -> Any:
-        """The decoded JSON answer to one request; None when the answer has no body.
+        """The decoded answer to one request: JSON values, or the text of a plain text; None without a body.
 
         *timeout* is in seconds for each wait on the socket. Raises the child of :class:`FusevolError` that the
         agent's ``Status`` names; :class:`UnavailableError` when no agent answers on the socket;
@@ -75,7 +75,9 @@ class Client:
         answer = _decode(content)
         if response.status >= 400:
             raise _error(answer, response.status, content)
-        if answer is None and content.strip():
+        if answer is None and response.headers.get_content_maintype() == "text":
+            return content.decode(errors="replace")
+        if answer is None and content.strip() not in {b"", b"null"}:
             raise FusevolError(f"The agent on {self.socket} answered {method} {path} with something that is not JSON.")
         return answer
 

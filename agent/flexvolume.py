@@ -48,8 +48,8 @@ _OPTIONS = {
     "size": _Option("size", ("persistent", "emptyDir")),
     "path": _Option("path", ("hostPath",)),
     "type": _Option("type", ("hostPath",)),
-    "pool": _Option("pool", ("persistent", "emptyDir")),
-    "class": _Option("class", ("persistent",)),
+    "pool": _Option("pool", ("emptyDir",)),  # a claim's pool is what its class says
+    "class": _Option("storageClass", ("persistent",)),
     "namespace": _Option("namespace", ("persistent",)),
 }
 
@@ -166,7 +166,8 @@ def ephemeral(options: Mapping[str, str]) -> dict[str, Any]:
     """The body of the agent's ``POST /v1/ephemeral`` (without the target) for a call-out's *options*.
 
     Raises :class:`InvalidError` for options that do not exist, do not go together, or are malformed. Options of
-    others (no ``fusevol/`` and not Kubernetes') are ignored: ``flexVolume.options`` may hold notes.
+    others (no ``fusevol/`` and not Kubernetes') are ignored: ``flexVolume.options`` may hold notes. So is the Pod's
+    fsGroup, which the kubelet itself applies after the mount.
     """
     own = {key.removeprefix(_PREFIX): value for key, value in options.items() if key.startswith(_PREFIX) and value}
     kind = _kind(own, options)
@@ -191,7 +192,9 @@ def ephemeral(options: Mapping[str, str]) -> dict[str, Any]:
     if kind == "hostPath" and not wanted.get("path"):
         raise InvalidError('A hostPath volume needs the path on the host: give the option "fusevol/path".')
     wanted["readOnly"] = _read_only(options)
-    return {"kind": kind, "options": {**wanted, **_pod(options)}}
+    if user := options.get("kubernetes.io/pod.uid") or options.get("kubernetes.io/pod.UID"):
+        wanted["pod"] = user  # documentation and code spell it differently; it tells users of a claim apart
+    return {"kind": kind, "options": wanted}
 
 
 def _kind(own: Mapping[str, str], options: Mapping[str, str]) -> str:
@@ -230,20 +233,3 @@ def _read_only(options: Mapping[str, str]) -> bool:
     if access not in {"rw", "ro"}:
         raise InvalidError(f'"kubernetes.io/readwrite" is "{access}": it must be rw or ro.')
     return access == "ro"
-
-
-def _pod(options: Mapping[str, str]) -> dict[str, Any]:
-    """What the kubelet tells of the Pod, for the agent's records; documentation and code spell the uid differently."""
-    pod = {
-        "name": options.get("kubernetes.io/pod.name"),
-        "namespace": options.get("kubernetes.io/pod.namespace"),
-        "uid": options.get("kubernetes.io/pod.uid") or options.get("kubernetes.io/pod.UID"),
-    }
-    known = {k: v for k, v in pod.items() if v}
-    found: dict[str, Any] = {"pod": known} if known else {}
-    group = options.get("kubernetes.io/mounterArgs.FsGroup") or options.get("kubernetes.io/fsGroup")
-    if group:
-        if not group.isdecimal():
-            raise InvalidError(f'"kubernetes.io/mounterArgs.FsGroup" is "{group}": it must be the number of a group.')
-        found["fsGroup"] = int(group)
-    return found

@@ -107,12 +107,13 @@ def _used(uid: str, capacity: str | None, context: _Context) -> str:
     return "<unknown>" if used is None else f"{output.size(used)} of {capacity or 'unlimited'}"
 
 
-def _served(volume: str, context: _Context) -> Iterator[Line]:
-    """Where a volume is mounted and which process serves it."""
-    targets = [str(m.get("target")) for m in context.listed("mounts") if m.get("volume") == volume]
-    yield "Mounted At", "\n".join(targets) or "<none>"
+def _served(namespace: object, claim: object, context: _Context) -> Iterator[Line]:
+    """Where a claim's volume is mounted and which process serves it."""
+    mounts = [m for m in context.listed("mounts") if (m.get("namespace"), m.get("claim")) == (namespace, claim)]
+    yield "Mounted At", "\n".join(str(m.get("target")) for m in mounts) or "<none>"
+    served = {m.get("mountId") for m in mounts}
     for server in context.listed("servers"):
-        if server.get("volume", server.get("mount_id")) == volume:
+        if server.get("mount_id") in served:
             yield "Server", f"pid {server.get('pid')}, {server.get('transport')}, {server.get('mountpoint')}"
 
 
@@ -136,8 +137,7 @@ def _claim(obj: Obj, context: _Context) -> Iterator[Line]:
         )
     ]
     yield "Used By", "\n".join(users) or "<none>"
-    if spec.get("volumeName"):
-        yield from _served(spec["volumeName"], context)
+    yield from _served(metadata.get("namespace", DEFAULT_NAMESPACE), metadata["name"], context)
 
 
 def _volume(obj: Obj, context: _Context) -> Iterator[Line]:
@@ -155,7 +155,8 @@ def _volume(obj: Obj, context: _Context) -> Iterator[Line]:
     for source in ("csi", "hostPath", "local", "flexVolume", "nfs", "cephfs"):
         if source in spec:
             yield "Source", "\n".join([source, *(f"{k}={v}" for k, v in sorted(spec[source].items()))])
-    yield from _served(obj["metadata"]["name"], context)
+    if claim:
+        yield from _served(claim.get("namespace"), claim.get("name"), context)
 
 
 def _storage_class(obj: Obj, _context: _Context) -> Iterator[Line]:

@@ -41,7 +41,8 @@ def _pool(pool: Obj) -> list[str]:
 def _mount(mount: Obj) -> list[str]:
     return [
         _text(mount.get("target")),
-        _text(mount.get("volume")),
+        _text(mount.get("kind")),
+        _text(mount.get("volume") or mount.get("path")),
         _text(f"{mount.get('namespace')}/{mount.get('claim')}" if mount.get("claim") else None),
         "ro" if mount.get("readOnly") else "rw",
     ]
@@ -74,7 +75,7 @@ def _event(event: Obj) -> list[str]:
 LISTINGS: dict[str, _Listing] = {}
 for _one in (
     _Listing("pools", ("NAME", "VOLUMES", "TOTAL", "AVAILABLE", "PROVISIONED", "PATH"), _pool),
-    _Listing("mounts", ("TARGET", "VOLUME", "CLAIM", "ACCESS"), _mount),
+    _Listing("mounts", ("TARGET", "KIND", "VOLUME", "CLAIM", "ACCESS"), _mount),
     _Listing("servers", ("NAME", "PID", "USED", "LIMIT", "TRANSPORT", "AGE", "MOUNTPOINT"), _server),
     _Listing("events", ("LAST SEEN", "TYPE", "REASON", "OBJECT", "MESSAGE"), _event),
 ):

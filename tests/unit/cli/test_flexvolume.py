@@ -79,7 +79,7 @@ def test_not_supported(capsys: pytest.CaptureFixture[str], argv: tuple[str, ...]
         (("mount", "/mnt/x", '{"fusevol/kind":"persistent"}'), "fusevol/claim"),
         (("mount", "/mnt/x", '{"fusevol/kind":"emptyDir","fusevol/path":"/x"}'), "does not fit"),
         (("mount", "/mnt/x", '{"fusevol/claim":"a","kubernetes.io/readwrite":"yes"}'), "rw or ro"),
-        (("mount", "/mnt/x", '{"fusevol/claim":"a","kubernetes.io/fsGroup":"staff"}'), "number of a group"),
+        (("mount", "/mnt/x", '{"fusevol/claim":"a","fusevol/pool":"fast"}'), "does not fit"),
         (("mount", "/mnt/x", '{"fusevol/claim":"a","fusevol/size":"10GB"}'), "fusevol/size"),
         (("mount", "/mnt/x", '{"fusevol/claim":"a","fusevol/size":"0"}'), "fusevol/size"),
         (("mount", "/mnt/x", '{"fusevol/claim":"a","fusevol/size":"-1Gi"}'), "fusevol/size"),
@@ -128,7 +128,6 @@ KUBELET = {
     "kubernetes.io/secret/token": "czNjcjN0",
     "note": "kept for people",
 }
-POD = {"name": "web-0", "namespace": "shop", "uid": "0f3c"}
 
 
 @pytest.mark.parametrize(
@@ -141,13 +140,18 @@ POD = {"name": "web-0", "namespace": "shop", "uid": "0f3c"}
         ),
         ({"fusevol/kind": "persistent"}, "persistent", {"claim": "scratch", "namespace": "shop"}),
         ({"fusevol/claim": "data", "fusevol/namespace": "x"}, "persistent", {"claim": "data", "namespace": "x"}),
+        (
+            {"fusevol/claim": "data", "fusevol/class": "slow"},
+            "persistent",
+            {"claim": "data", "storageClass": "slow", "namespace": "shop"},
+        ),
         ({"fusevol/kind": "emptyDir", "fusevol/size": "1Gi"}, "emptyDir", {"size": "1Gi"}),
         ({"fusevol/path": "/srv", "fusevol/type": "Directory"}, "hostPath", {"path": "/srv", "type": "Directory"}),
     ],
 )
 def test_request(own: dict[str, str], kind: str, options: dict[str, object]) -> None:
     """The options become the agent's request; what others put in is left out, secrets above all."""
-    expected = {"kind": kind, "options": {**options, "readOnly": True, "pod": POD, "fsGroup": 2000}}
+    expected = {"kind": kind, "options": {**options, "readOnly": True, "pod": "0f3c"}}
 
     assert flexvolume.ephemeral({**KUBELET, **own}) == expected
 
