@@ -75,9 +75,11 @@ class Client:
         answer = _decode(content)
         if response.status >= 400:
             raise _error(answer, response.status, content)
+        if not content.strip():
+            return None
         if answer is None and response.headers.get_content_maintype() == "text":
             return content.decode(errors="replace")
-        if answer is None and content.strip() not in {b"", b"null"}:
+        if answer is None and content.strip() != b"null":
             raise FusevolError(f"The agent on {self.socket} answered {method} {path} with something that is not JSON.")
         return answer
 
