@@ -1,0 +1,184 @@
+"""The application: every route of the agent's API."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import trio
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+import fusevol
+from agent.api.resources import Resources
+from agent.api.status import body, failure, guarded
+from agent.controllers.provisioning import parse_handle
+from agent.events import Recorder
+from agent.pools import Pools
+from agent.store import Store
+from agent.supervisor import Supervisor
+from agent.volumes.attachments import mount_id
+from agent.volumes.byhand import ByHand
+from agent.volumes.mounter import Mounter
+from fusevol.errors import FusevolError, InvalidError
+
+Obj = dict[str, Any]
+
+
+class Api:
+    """Handlers of everything that is not an object. For the trio loop."""
+
+    def __init__(
+        self, *, store: Store, events: Recorder, pools: Pools, mounter: Mounter, by_hand: ByHand, supervisor: Supervisor
+    ) -> None:
+        self._store = store
+        self._events = events
+        self._pools = pools
+        self._mounter = mounter
+        self._by_hand = by_hand
+        self._supervisor = supervisor
+        self.ready = False
+        """Whether the start is over; requests that change mounts are served all the same."""
+
+    def app(self) -> Starlette:
+        """The ASGI application."""
+        fixed = [
+            ("/healthz", self.healthz, "GET"),
+            ("/readyz", self.readyz, "GET"),
+            ("/version", self.version, "GET"),
+            ("/v1/events", self.events, "GET"),
+            ("/v1/usage", self.usage, "GET"),
+            ("/v1/servers", self.servers, "GET"),
+            ("/v1/pools", self.pools, "GET"),
+            ("/v1/pools/{name}", self.pool, "GET"),
+            ("/v1/pools/{name}/check", self.check, "POST"),
+            ("/v1/mounts", self.mounts, "GET"),
+            ("/v1/mounts", self.mount, "POST"),
+            ("/v1/mounts", self.unmount, "DELETE"),
+            ("/v1/ephemeral", self.ephemeral, "POST"),
+        ]
+        routes = [Route(path, guarded(handler), methods=[method]) for path, handler, method in fixed]
+        return Starlette(
+            routes=[*routes, *Resources(self._store).routes()],
+            exception_handlers={HTTPException: _http_error},
+        )
+
+    async def healthz(self, _: Request) -> Response:
+        """Whether the process answers."""
+        return PlainTextResponse("ok")
+
+    async def readyz(self, _: Request) -> Response:
+        """Whether the start is over."""
+        if self.ready:
+            return PlainTextResponse("ok")
+        return failure(503, "ServiceUnavailable", "The agent is starting: try again in a moment.")
+
+    async def version(self, _: Request) -> Response:
+        """The agent's version."""
+        return JSONResponse({"version": fusevol.__version__})
+
+    async def events(self, request: Request) -> Response:
+        """Events, of one object or all."""
+        return JSONResponse({"items": self._events.list(request.query_params.get("regarding"))})
+
+    async def usage(self, _: Request) -> Response:
+        """Used bytes by the uids of volumes and claims; of volumes that are mounted."""
+        used: dict[str, int] = {}
+        claims = {o["metadata"]["uid"] for o in self._store.list("PersistentVolumeClaim")}
+
+        async def ask(volume: Obj, name: str) -> None:
+            found = await self._mounter.usage(name)
+            if found is None:
+                return
+            used[volume["metadata"]["uid"]] = found[0]
+            uid = (volume["spec"].get("claimRef") or {}).get("uid")
+            if uid in claims:
+                used[uid] = found[0]
+
+        async with trio.open_nursery() as nursery:
+            for volume in self._store.list("PersistentVolume"):
+                try:
+                    name = mount_id(*parse_handle(str((volume["spec"].get("csi") or {}).get("volumeHandle"))))
+                except InvalidError:
+                    continue
+                if name in self._supervisor.servers:
+                    nursery.start_soon(ask, volume, name)
+        return JSONResponse(used)
+
+    async def servers(self, _: Request) -> Response:
+        """The volume servers, with what each says of itself."""
+        found: dict[str, Obj] = {}
+
+        async def ask(name: str, pid: int) -> None:
+            try:
+                answer = await self._supervisor.ask(name, {"op": "status"}, seconds=5.0)
+            except FusevolError as e:
+                answer = {"error": e.message}
+            found[name] = {"mount_id": name, "pid": pid} | {k: v for k, v in answer.items() if k != "ok"}
+
+        async with trio.open_nursery() as nursery:
+            for name, server in self._supervisor.servers.items():
+                nursery.start_soon(ask, name, server.pid)
+        return JSONResponse({"items": [found[name] for name in sorted(found)]})
+
+    async def pools(self, _: Request) -> Response:
+        """All pools."""
+        return JSONResponse({"items": [await self._describe(name) for name in self._pools.names]})
+
+    async def pool(self, request: Request) -> Response:
+        """One pool with its volumes."""
+        name = request.path_params["name"]
+        described = await self._describe(name)
+        described["volumes"] = [_plain(v) for v in await self._pools.volumes(name)]
+        return JSONResponse(described)
+
+    async def _describe(self, name: str) -> Obj:
+        pool = self._pools.get(name)
+        return {"name": name, "path": str(pool.path), "capacity": _plain(await self._pools.capacity(name))}
+
+    async def check(self, request: Request) -> Response:
+        """Look for damage in a pool."""
+        findings = await self._pools.check(request.path_params["name"])
+        return JSONResponse({"items": [_plain(f) for f in findings]})
+
+    async def mounts(self, _: Request) -> Response:
+        """All attachments."""
+        return JSONResponse({"items": self._by_hand.list()})
+
+    async def mount(self, request: Request) -> Response:
+        """Mount a claim by hand."""
+        return JSONResponse(await self._by_hand.mount(await body(request)))
+
+    async def unmount(self, request: Request) -> Response:
+        """Undo a mount by hand."""
+        given = await body(request)
+        await self._by_hand.unmount(given or dict(request.query_params))
+        return JSONResponse({"target": given.get("target") or request.query_params.get("target")})
+
+    async def ephemeral(self, request: Request) -> Response:
+        """What a call-out asks for."""
+        return JSONResponse(await self._by_hand.ephemeral(await body(request)))
+
+
+def _plain(value: Any) -> Any:
+    """A dataclass or named tuple as JSON values."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return {k: _plain(v) for k, v in value._asdict().items()}
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    return str(value)
+
+
+async def _http_error(request: Request, e: Exception) -> Response:
+    code = e.status_code if isinstance(e, HTTPException) else 500
+    reason = {404: "NotFound", 405: "MethodNotAllowed"}.get(code, "BadRequest")
+    return failure(code, reason, f"The API has no {request.method} {request.url.path}.")

@@ -1,0 +1,131 @@
+"""The agent's configuration: a YAML file, then the environment, then flags; every value has a default that works."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from fusevol.errors import InvalidError, UsageError
+
+DEFAULT_FILE = Path("/etc/fusevol/agent.yaml")
+DEFAULT_STATE_DIR = Path("/var/lib/fusevol")
+DEFAULT_RUN_DIR = Path("/run/fusevol")
+PROVISIONER = "fusevol.io/fusevol"
+"""The provisioner name that a StorageClass gives to have its claims served here."""
+DRIVER = "fusevol.io"
+"""The CSI driver name in the PersistentVolumes that are made here."""
+
+_POOL_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+_LEVELS = ("debug", "info", "warning", "error")
+_KEYS = {"stateDir", "runDir", "socket", "pools", "provisioners", "logLevel", "nodeName"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """What one agent is told. Paths are absolute."""
+
+    state_dir: Path = DEFAULT_STATE_DIR
+    """What must survive a reboot: the objects, the default pool, the mounts."""
+    run_dir: Path = DEFAULT_RUN_DIR
+    """Sockets and process records; may be gone after a reboot."""
+    socket: Path = DEFAULT_RUN_DIR / "agent.sock"
+    pools: Mapping[str, Path]
+    """Where volumes live, by the pool's name."""
+    provisioners: tuple[str, ...] = (PROVISIONER,)
+    """Provisioner names that are served; the first one is written into new volumes."""
+    log_level: str = "info"
+    node_name: str = "localhost"
+
+    @classmethod
+    def load(cls, file: Path | None = None, flags: Mapping[str, str] | None = None) -> Self:
+        """The configuration from *file* (default: ``FUSEVOL_CONFIG``, else /etc/fusevol/agent.yaml if there is one).
+
+        *flags*: ``state-dir``, ``run-dir``, ``socket``, ``log-level``, ``node-name``, ``pool`` (``NAME=DIR``, several
+        separated by commas); they go over ``FUSEVOL_STATE_DIR``, ``FUSEVOL_RUN_DIR`` and ``FUSEVOL_SOCKET``, which go
+        over the file. Raises :class:`UsageError` for a file or flag that cannot be understood.
+        """
+        given = {k.replace("_", "-"): v for k, v in (flags or {}).items() if v}
+        named = file or (Path(os.environ["FUSEVOL_CONFIG"]) if os.environ.get("FUSEVOL_CONFIG") else None)
+        text = _read(named)
+        state_dir = _path(given.get("state-dir") or os.environ.get("FUSEVOL_STATE_DIR") or text.get("stateDir"))
+        run_dir = _path(given.get("run-dir") or os.environ.get("FUSEVOL_RUN_DIR") or text.get("runDir"))
+        state_dir = state_dir or DEFAULT_STATE_DIR
+        run_dir = run_dir or DEFAULT_RUN_DIR
+        socket_path = _path(given.get("socket") or os.environ.get("FUSEVOL_SOCKET") or text.get("socket"))
+        aliases = _strings(text, "provisioners")
+        level = str(given.get("log-level") or text.get("logLevel") or "info").lower()
+        if level not in _LEVELS:
+            raise UsageError(f'"{level}" is no log level: choose one of {", ".join(_LEVELS)}.')
+        return cls(
+            state_dir=state_dir,
+            run_dir=run_dir,
+            socket=socket_path or run_dir / "agent.sock",
+            pools=_pools(given.get("pool") or given.get("pools"), text.get("pools"), state_dir),
+            provisioners=(PROVISIONER, *(a for a in aliases if a != PROVISIONER)),
+            log_level=level,
+            node_name=str(given.get("node-name") or text.get("nodeName") or socket.gethostname().lower()),
+        )
+
+
+def _read(named: Path | None) -> dict[str, Any]:
+    path = named or DEFAULT_FILE
+    if named is None and not path.exists():
+        return {}
+    import yaml  # noqa: PLC0415 - most agents run without a file
+
+    try:
+        loaded = yaml.safe_load(path.read_text())
+    except OSError as e:
+        raise UsageError(f"The configuration file {path} cannot be read: {e.strerror}.") from e
+    except yaml.YAMLError as e:
+        where = getattr(e, "problem_mark", None)
+        line = f" in line {where.line + 1}" if where else ""
+        raise UsageError(f"The configuration file {path} is not YAML{line}: correct it.") from e
+    if loaded is None:
+        return {}
+    if not isinstance(loaded, dict):
+        raise UsageError(f"The configuration file {path} must be a mapping such as `stateDir: /srv/fusevol`.")
+    unknown = sorted(str(k) for k in set(loaded) - _KEYS)
+    if unknown:
+        known = ", ".join(sorted(_KEYS))
+        raise UsageError(f"The configuration file {path} has unknown keys: {', '.join(unknown)}; known are {known}.")
+    return loaded
+
+
+def _path(value: object) -> Path | None:
+    return Path(str(value)).absolute() if value else None
+
+
+def _strings(text: Mapping[str, Any], key: str) -> list[str]:
+    value = text.get(key) or []
+    if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
+        raise UsageError(f"In the configuration, {key} must be a list of names.")
+    return value
+
+
+def _pools(flag: str | None, from_file: object, state_dir: Path) -> dict[str, Path]:
+    if flag:
+        pairs = [p.partition("=") for p in flag.split(",") if p]
+        if not all(eq and path for _, eq, path in pairs):
+            raise UsageError(f'"{flag}" does not name a pool: write NAME=DIR.')
+        found = {name: path for name, _, path in pairs}
+    elif from_file is None:
+        found = {"default": str(state_dir / "pools" / "default")}
+    elif isinstance(from_file, dict) and all(isinstance(v, str) for v in from_file.values()):
+        found = {str(k): v for k, v in from_file.items()}
+    else:
+        raise UsageError("In the configuration, pools must map names to directories.")
+    for name in found:
+        check_pool_name(name)
+    return {name: Path(path).absolute() for name, path in found.items()}
+
+
+def check_pool_name(name: str) -> None:
+    """Raise :class:`InvalidError` unless *name* can be a pool's name (a DNS label)."""
+    if not _POOL_NAME.fullmatch(name):
+        raise InvalidError(f'"{name}" cannot be the name of a pool: use lower-case letters, digits and "-".')

@@ -1,0 +1,226 @@
+"""The agent's process: brings its parts up in order, serves, and leaves the mounts alone when it ends.
+
+Order of the start: lock and socket (so that two agents never share a state), pools (leftovers of interrupted work are
+swept), objects, living volume servers (adopted), mounts that should exist, controllers, then "ready". The API answers
+from the moment the objects are read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import hypercorn.config
+import hypercorn.trio
+import trio
+
+from agent.api.app import Api
+from agent.api.listener import listen
+from agent.config import PROVISIONER, Config
+from agent.controllers.effects import Effects, Step, no_step
+from agent.controllers.manager import Controllers
+from agent.controllers.pods import PodController
+from agent.controllers.queue import WorkQueue
+from agent.controllers.view import DEFAULT_CLASS
+from agent.events import Recorder
+from agent.notify import notify
+from agent.pools import Pools
+from agent.store import Key, Store
+from agent.supervisor import ProcessSupervisor
+from agent.volumes.attachments import Attachment, Attachments
+from agent.volumes.byhand import ByHand
+from agent.volumes.mounter import Mounter
+from fusevol import objects
+from fusevol.errors import AlreadyExistsError, FusevolError, UnavailableError
+
+Obj = dict[str, Any]
+_FIRST_CLASS = "default-class-made"
+
+log = logging.getLogger(__name__)
+
+
+async def serve(config: Config, *, step: Step = no_step) -> None:
+    """Run an agent until SIGTERM or SIGINT. *step* is called after each step of the controllers' work.
+
+    Raises :class:`UnavailableError` when another agent uses the directories, and what opening pools and store raises.
+    """
+    _set_up_logging(config.log_level)
+    for directory, mode in ((config.state_dir, 0o755), (config.run_dir, 0o755), (config.socket.parent, 0o755)):
+        _make(directory, mode)
+    with _locked(config.state_dir / "agent.lock"), listen(config.socket) as listener:
+        try:
+            pools = await Pools.open(config.pools)
+            store = Store.open(config.state_dir / "agent.db")
+            try:
+                async with trio.open_nursery() as nursery:
+                    await _run(config, pools, store, listener.fileno(), nursery, step)
+            finally:
+                store.close()
+        finally:
+            config.socket.unlink(missing_ok=True)
+
+
+async def _run(config: Config, pools: Pools, store: Store, descriptor: int, nursery: trio.Nursery, step: Step) -> None:
+    events = Recorder(store.database)
+
+    async def mount_again(name: str) -> float | None:
+        return await mounter.heal(name)
+
+    heal: WorkQueue[str] = WorkQueue("mount", mount_again)
+    supervisor = ProcessSupervisor(config.run_dir / "servers", nursery, heal.add)
+
+    async def tell(row: Attachment, reason: str, message: str, warning: bool) -> None:
+        regarding = _owner(store, row)
+        if regarding is not None:
+            await (events.warning if warning else events.normal)(regarding, reason, message)
+        log.info("%s: %s", reason, message)
+
+    def attachment_changed(row: Attachment) -> None:
+        controllers.attachment_changed(row)
+
+    mounter = Mounter(
+        directory=config.state_dir / "mounts",
+        servers=config.run_dir / "servers",
+        attachments=Attachments(store.database),
+        pools=pools,
+        supervisor=supervisor,
+        tell=tell,
+        changed=attachment_changed,
+    )
+    pod_controller = PodController(
+        store=store, events=events, pools=pools, mounter=mounter, root=config.state_dir / "pods"
+    )
+    effects = Effects(
+        store=store, events=events, pools=pools, mounter=mounter, provisioner=config.provisioners[0], step=step
+    )
+    controllers = Controllers(
+        store=store,
+        mounter=mounter,
+        pod_controller=pod_controller,
+        effects=effects,
+        provisioners=config.provisioners,
+        node=config.node_name,
+        heal=heal,
+    )
+    by_hand = ByHand(store=store, events=events, pools=pools, mounter=mounter, node=config.node_name)
+    api = Api(store=store, events=events, pools=pools, mounter=mounter, by_hand=by_hand, supervisor=supervisor)
+
+    stop = trio.Event()
+    nursery.start_soon(_stop_on_signal, stop)
+    await _first_class(store, pools)
+    (config.state_dir / "mounts").mkdir(mode=0o755, exist_ok=True)
+    (config.state_dir / "pods").mkdir(mode=0o750, exist_ok=True)
+    await supervisor.adopt()
+    await mounter.restore()
+    await pod_controller.remove_strangers()
+    await _remount(mounter)
+    await nursery.start(controllers.run)
+    nursery.start_soon(pools.empty_trash)
+    await nursery.start(_serve_api, api, descriptor, stop, nursery)
+    api.ready = True
+    log.info("Ready on %s.", config.socket)
+    notify("READY=1")
+
+
+async def _serve_api(
+    api: Api,
+    descriptor: int,
+    stop: trio.Event,
+    nursery: trio.Nursery,
+    task_status: trio.TaskStatus[object] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    settings = hypercorn.config.Config()
+    # the server closes what it is given, and its other users are of no concern to it
+    settings.bind = [f"fd://{os.dup(descriptor)}"]
+    settings.accesslog = None
+    settings.errorlog = logging.getLogger("agent.http")
+    settings.graceful_timeout = 2.0
+    await hypercorn.trio.serve(api.app(), settings, shutdown_trigger=stop.wait, task_status=task_status, mode="asgi")  # type: ignore[arg-type]  # Starlette's scope type is wider
+    log.info("Ending; mounts stay as they are.")
+    notify("STOPPING=1")
+    nursery.cancel_scope.cancel()
+
+
+async def _stop_on_signal(stop: trio.Event) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async for _ in signals:
+            stop.set()
+
+
+async def _remount(mounter: Mounter) -> None:
+    """Make the mounts again that should be there and are not (the machine or a server went down meanwhile)."""
+    for row in await mounter.missing():
+        try:
+            await mounter.again(row)
+            log.info("Mounted again at %s.", row.target)
+        except (FusevolError, OSError) as e:
+            log.warning("What belongs at %s cannot be mounted: %s", row.target, e)
+
+
+async def _first_class(store: Store, pools: Pools) -> None:
+    """The class that an empty state begins with; made once, so that it stays deleted when somebody deletes it."""
+    if store.note(_FIRST_CLASS) is not None:
+        return
+    made = {
+        "apiVersion": "storage.k8s.io/v1",
+        "kind": "StorageClass",
+        "metadata": {"name": "fusevol", "annotations": {DEFAULT_CLASS: "true"}},
+        "provisioner": PROVISIONER,
+        "parameters": {"pool": pools.preferred},
+        "reclaimPolicy": "Delete",
+        "allowVolumeExpansion": True,
+        "volumeBindingMode": "Immediate",
+    }
+    with contextlib.suppress(AlreadyExistsError):
+        await store.create(objects.admit(made))
+    await store.remember(_FIRST_CLASS, "yes")
+
+
+def _owner(store: Store, row: Attachment) -> Obj | None:
+    """The object that an attachment's events are about: its claim, else its Pod."""
+    if row.claim:
+        return store.find(Key("PersistentVolumeClaim", row.namespace, row.claim))
+    return next((p for p in store.list("Pod") if p["metadata"]["uid"] == row.pod), None)
+
+
+def _make(directory: Path, mode: int) -> None:
+    try:
+        directory.mkdir(mode=mode, parents=True, exist_ok=True)
+    except OSError as e:
+        raise UnavailableError(f"The directory {directory} cannot be made: {e.strerror}.") from e
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold the lock of a state directory: two agents on one state would undo each other's work."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as e:
+            owner = os.read(descriptor, 20).decode(errors="replace").strip()
+            raise UnavailableError(
+                f"Another agent (pid {owner or 'unknown'}) uses {path.parent}: stop it, or choose another --state-dir."
+            ) from e
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _set_up_logging(level: str) -> None:
+    """Log to standard error, unless somebody (a test) has set logging up already."""
+    root = logging.getLogger()
+    if not any(isinstance(h, logging.StreamHandler) for h in root.handlers):
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        root.addHandler(handler)
+    root.setLevel(level.upper())

@@ -1,0 +1,268 @@
+"""Starts volume servers, knows which ones live, and tells when one dies.
+
+The rest of the agent sees :class:`Supervisor` only. :class:`ProcessSupervisor` runs each server as a process of its own
+session, which outlives the agent: its spec, its control socket and its log are in the runtime directory, where the
+next agent finds and adopts it. A death is noticed through a pidfd, which also works for a server that an earlier
+agent started and that is not our child.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import trio
+
+from fusevol.errors import ConflictError, CorruptError, TimeoutExpiredError, UnavailableError
+from fusevol.server.client import call
+from fusevol.server.spec import MountSpec
+from fusevol.transport import mount
+
+Obj = dict[str, Any]
+Progress = Callable[[int], Awaitable[None]]
+"""Called with the number of inodes that a starting server has counted so far."""
+
+START_TIMEOUT = 60.0
+"""Seconds that a starting server may say nothing at all (a scan in progress says something)."""
+STOP_TIMEOUT = 30.0
+ADOPT_TIMEOUT = 5.0
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(eq=False)
+class Server:
+    """A living volume server."""
+
+    spec: MountSpec
+    pid: int
+    process: subprocess.Popen[bytes] | None = None
+    """Our child; None for a server that an earlier agent started."""
+    stopping: bool = False
+    """Whether its end is wanted."""
+    ended: trio.Event = field(default_factory=trio.Event)
+
+
+class Supervisor(Protocol):
+    """What the agent needs of whoever runs the volume servers."""
+
+    @property
+    def servers(self) -> dict[str, Server]:
+        """The living servers by mount id."""
+
+    async def start(self, spec: MountSpec, progress: Progress | None = None) -> Server:
+        """Have *spec* mounted. Raises :class:`UnavailableError` with the server's sentence when it cannot."""
+
+    async def adopt(self) -> None:
+        """Take over the servers that an earlier agent started."""
+
+    async def stop(self, mount_id: str, *, lazy: bool = False) -> None:
+        """Unmount and end a server; nothing to do if there is none. Raises :class:`ConflictError` when it is busy."""
+
+    async def ask(self, mount_id: str, request: Obj, seconds: float = 10.0) -> Obj:
+        """One request on a server's control socket, answered within *seconds*. Raises :class:`UnavailableError`."""
+
+
+class ProcessSupervisor:
+    """A :class:`Supervisor` whose servers are processes, started one by one."""
+
+    def __init__(
+        self, directory: Path, nursery: trio.Nursery, died: Callable[[str], None], *, module: str = "fusevol.server"
+    ) -> None:
+        """*directory* takes the specs, sockets and logs; *died* is called with the mount id of a server that ended
+        without having been asked to."""
+        self._directory = directory
+        self._nursery = nursery
+        self._died = died
+        self._module = module
+        self._servers: dict[str, Server] = {}
+
+    def __repr__(self) -> str:
+        return f"<ProcessSupervisor {self._directory} servers={len(self._servers)}>"
+
+    @property
+    def servers(self) -> dict[str, Server]:
+        """The living servers by mount id."""
+        return self._servers
+
+    def paths(self, mount_id: str) -> tuple[Path, Path, Path]:
+        """Spec, control socket and log of a mount."""
+        base = self._directory
+        return base / f"{mount_id}.json", base / f"{mount_id}.sock", base / f"{mount_id}.log"
+
+    async def start(self, spec: MountSpec, progress: Progress | None = None) -> Server:
+        """Start the process and wait until it has mounted, or said why it cannot."""
+        file, control, log_file = self.paths(spec.mount_id)
+        reader, writer = os.pipe()
+        process: subprocess.Popen[bytes] | None = None
+        try:
+            with trio.CancelScope(shield=True):
+                process = await trio.to_thread.run_sync(self._spawn, spec, file, control, log_file, writer)
+        except OSError as e:
+            os.close(reader)
+            raise UnavailableError(f"The volume server of {spec.mount_id} cannot be started: {e}.") from e
+        finally:
+            os.close(writer)
+        try:
+            async with trio.lowlevel.FdStream(reader) as ready:
+                await self._ready(spec, ready, progress)
+        except BaseException:
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(_end, process)
+            raise
+        return self._watch(Server(spec, process.pid, process))
+
+    def _spawn(
+        self, spec: MountSpec, file: Path, control: Path, log_file: Path, writer: int
+    ) -> subprocess.Popen[bytes]:
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        control.unlink(missing_ok=True)
+        spec.save(file)
+        with log_file.open("ab") as output:
+            return subprocess.Popen(
+                [sys.executable, "-m", self._module, "--spec", str(file), "--ready-fd", str(writer)],
+                pass_fds=[writer],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+                cwd="/",
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+            )
+
+    async def _ready(self, spec: MountSpec, stream: trio.lowlevel.FdStream, progress: Progress | None) -> None:
+        received = b""
+        try:
+            while True:
+                with trio.fail_after(START_TIMEOUT):
+                    chunk = await stream.receive_some(4096)
+                if not chunk:
+                    raise UnavailableError(
+                        f"The volume server of {spec.mount_id} ended before it had mounted: see {spec.log}."
+                    )
+                *lines, received = (received + chunk).split(b"\n")
+                for line in lines:
+                    word, _, rest = line.decode(errors="replace").partition(" ")
+                    if word == "READY":
+                        return
+                    if word == "ERROR":
+                        raise UnavailableError(rest or f"The volume server of {spec.mount_id} failed: see {spec.log}.")
+                    if word == "SCAN" and progress is not None and rest.isdigit():
+                        await progress(int(rest))
+        except trio.TooSlowError as e:
+            raise TimeoutExpiredError(
+                f"The volume server of {spec.mount_id} did not mount within {START_TIMEOUT:g} s: see {spec.log}."
+            ) from e
+
+    def _watch(self, server: Server) -> Server:
+        """Follow a living server; called right after it was seen alive."""
+        self._servers[server.spec.mount_id] = server
+        try:
+            pidfd = os.pidfd_open(server.pid)
+        except ProcessLookupError:
+            self._ended(server)
+            return server
+        self._nursery.start_soon(self._follow, server, pidfd)
+        return server
+
+    async def _follow(self, server: Server, pidfd: int) -> None:
+        try:
+            await trio.lowlevel.wait_readable(pidfd)
+            if server.process is not None:
+                server.process.poll()  # collects it, so that it does not stay as a zombie
+        finally:
+            os.close(pidfd)
+        self._ended(server)
+
+    def _ended(self, server: Server) -> None:
+        server.ended.set()
+        mount_id = server.spec.mount_id
+        if self._servers.get(mount_id) is server:
+            del self._servers[mount_id]
+        if not server.stopping:
+            log.warning("The volume server of %s (pid %d) ended unexpectedly.", mount_id, server.pid)
+            self._died(mount_id)
+
+    async def adopt(self) -> None:
+        """Take over every server in the runtime directory that answers; forget the files of the others."""
+        for file in sorted(self._directory.glob("*.json")):
+            try:
+                spec = MountSpec.load(file)
+            except CorruptError as e:
+                log.warning("%s", e)
+                file.unlink(missing_ok=True)
+                continue
+            server = await self._living(spec)
+            if server is not None:
+                log.info("Adopted the volume server of %s (pid %d).", spec.mount_id, server.pid)
+            else:
+                self._forget(spec)
+
+    async def _living(self, spec: MountSpec) -> Server | None:
+        control = Path(spec.control)
+        try:
+            status = await trio.to_thread.run_sync(call, control, {"op": "status"}, ADOPT_TIMEOUT)
+            state = await trio.to_thread.run_sync(mount.probe, spec.mountpoint)
+        except (UnavailableError, OSError):
+            return None
+        if not status.get("ok") or status.get("mount_id") != spec.mount_id or state != "alive":
+            return None
+        return self._watch(Server(spec, int(status["pid"])))
+
+    def _forget(self, spec: MountSpec) -> None:
+        file, control, _ = self.paths(spec.mount_id)
+        file.unlink(missing_ok=True)
+        control.unlink(missing_ok=True)
+
+    async def stop(self, mount_id: str, *, lazy: bool = False) -> None:
+        """Ask the server to unmount and wait for its end."""
+        server = self._servers.get(mount_id)
+        if server is None:
+            return
+        server.stopping = True
+        try:
+            answer = await self.ask(mount_id, {"op": "unmount", "lazy": lazy}, STOP_TIMEOUT)
+        except UnavailableError:
+            # it may have ended on its way to the answer
+            with trio.move_on_after(2):
+                await server.ended.wait()
+            if not server.ended.is_set():
+                server.stopping = False
+                raise
+        else:
+            if not answer.get("ok"):
+                server.stopping = False
+                raise ConflictError(str(answer.get("error") or f"The mount of {mount_id} is in use: try again later."))
+        try:
+            with trio.fail_after(STOP_TIMEOUT):
+                await server.ended.wait()
+        except trio.TooSlowError as e:
+            raise TimeoutExpiredError(
+                f"The volume server of {mount_id} (pid {server.pid}) does not end: see {server.spec.log}."
+            ) from e
+        file, control, log_file = self.paths(mount_id)
+        for path in (file, control, log_file):
+            path.unlink(missing_ok=True)
+
+    async def ask(self, mount_id: str, request: Obj, seconds: float = 10.0) -> Obj:
+        """One request, in a worker thread; bounded by *seconds*."""
+        server = self._servers.get(mount_id)
+        if server is None:
+            raise UnavailableError(f"No volume server runs for {mount_id}: mount the volume first.")
+        return await trio.to_thread.run_sync(call, Path(server.spec.control), request, seconds)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a server that never became ready; SIGTERM first, so that it can unmount."""
+    process.terminate()
+    try:
+        process.wait(5)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait(5)

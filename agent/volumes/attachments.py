@@ -1,0 +1,108 @@
+"""What is mounted where, remembered on disk: a restarted agent makes the same mounts again, and undoes the others."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from agent.store import Database
+from fusevol.errors import CorruptError
+from fusevol.server.spec import CacheMode
+
+AttachmentKind = Literal["persistent", "emptyDir", "hostPath"]
+KINDS: tuple[str, ...] = get_args(AttachmentKind)
+_LONGEST = 48
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attachment:
+    """One target and what belongs there. Written before the first step of mounting, removed after the last of
+    unmounting."""
+
+    target: str
+    """Absolute path."""
+    kind: AttachmentKind
+    pool: str = ""
+    volume: str = ""
+    """Volume id in the pool; empty for a hostPath."""
+    path: str = ""
+    """The host's path; empty unless it is a hostPath."""
+    sub_path: str = ""
+    """The part of the volume that is shown at the target; empty: all of it."""
+    read_only: bool = False
+    cache: CacheMode = "exclusive"
+    namespace: str = ""
+    claim: str = ""
+    claim_uid: str = ""
+    user: str = ""
+    """Who uses it, as far as ReadWriteOncePod is concerned."""
+    pod: str = ""
+    """Uid of the Pod object whose volume this is; empty for a mount by hand."""
+    owned: bool = False
+    """Whether the volume ends with this attachment (emptyDir)."""
+    created: bool = False
+    """Whether the target was made for it, and goes with it."""
+
+    @property
+    def mount_id(self) -> str:
+        """Names the volume's one FUSE mount; empty for a hostPath."""
+        return mount_id(self.pool, self.volume) if self.volume else ""
+
+    def same(self, other: Attachment) -> bool:
+        """Whether *other* wants the same thing at the same place."""
+        return dataclasses.replace(self, created=other.created, user=other.user) == other
+
+
+def mount_id(pool: str, volume: str) -> str:
+    """The mount's name: short, since it is part of a unix socket's path, which ends at 107 bytes."""
+    name = volume if pool == "default" else f"{pool}_{volume}"
+    if len(name) <= _LONGEST:
+        return name
+    return f"{name[: _LONGEST - 17]}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+
+
+class Attachments:
+    """All attachments by target. For the trio loop."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._rows: dict[str, Attachment] = {}
+        for target, body in database.read("SELECT target, body FROM attachments"):
+            try:
+                self._rows[target] = Attachment(**json.loads(body))
+            except (ValueError, TypeError) as e:
+                raise CorruptError(f"The mount record of {target} in {database.path} cannot be read: {e}.") from e
+
+    def __iter__(self) -> Iterator[Attachment]:
+        return iter(list(self._rows.values()))
+
+    def find(self, target: str) -> Attachment | None:
+        """The attachment of a target, if there is one."""
+        return self._rows.get(target)
+
+    def of_mount(self, name: str) -> list[Attachment]:
+        """All attachments of one mount; the whole volume before its parts."""
+        return sorted((a for a in self if a.mount_id == name), key=lambda a: (bool(a.sub_path), a.target))
+
+    def of_pod(self, uid: str) -> list[Attachment]:
+        """All attachments of a Pod's volumes, parts of volumes first: the order in which they are undone."""
+        return sorted((a for a in self if a.pod == uid), key=lambda a: (not a.sub_path, a.target))
+
+    def of_claim(self, uid: str) -> list[Attachment]:
+        """All attachments of a claim."""
+        return [a for a in self if a.claim_uid == uid]
+
+    async def put(self, row: Attachment) -> None:
+        """Remember *row*."""
+        body = json.dumps(dataclasses.asdict(row))
+        await self._database.write(("INSERT OR REPLACE INTO attachments VALUES (?, ?)", (row.target, body)))
+        self._rows[row.target] = row
+
+    async def remove(self, target: str) -> None:
+        """Forget a target."""
+        await self._database.write(("DELETE FROM attachments WHERE target = ?", (target,)))
+        self._rows.pop(target, None)

@@ -1,0 +1,42 @@
+"""emptyDir: a volume of the pool that begins empty and ends with its Pod (volume-semantics 1)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fusevol import quantity
+from fusevol.errors import InvalidError
+from fusevol.pool import VolumeRequest
+
+Obj = dict[str, Any]
+MODE = 0o777
+
+
+def size_of(source: Obj) -> int | None:
+    """The limit of an emptyDir in bytes; no ``sizeLimit``, or 0, is no limit (1.1)."""
+    limit = source.get("sizeLimit")
+    if limit is None:
+        return None
+    return quantity.parse(limit) or None
+
+
+def check_medium(source: Obj) -> None:
+    """Raise :class:`InvalidError` for a medium that is not served."""
+    medium = str(source.get("medium") or "")
+    if medium == "Memory" or medium.startswith("HugePages"):
+        raise InvalidError(f"emptyDir medium {medium} is not supported yet: leave out `medium` to use the node's disk.")
+    if medium:
+        raise InvalidError(f"unknown storage medium {medium}")
+
+
+def volume_id(pod_uid: str, name: str) -> str:
+    """The id of a Pod's emptyDir; the same one at every try."""
+    return f"{pod_uid}.{name}"
+
+
+def request(volume: str, source: Obj, owner: dict[str, str]) -> VolumeRequest:
+    """The volume to provision. Raises :class:`InvalidError` for a medium or size that cannot be."""
+    check_medium(source)
+    return VolumeRequest(
+        id=volume, capacity_bytes=size_of(source), inode_limit=None, owner=owner, mode=MODE, labels={"kind": "emptyDir"}
+    )

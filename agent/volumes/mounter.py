@@ -1,0 +1,334 @@
+"""Brings attachments about: one FUSE mount per volume, a bind mount of it at each target, and both again after a crash.
+
+The order is always the same, so that whatever is interrupted can be taken up again: the attachment is written down,
+the server started, the target bound; and backwards: target unmounted, server stopped, volume (of an emptyDir)
+deleted, attachment forgotten. Everything that one volume's targets share happens under that volume's lock.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+from collections import deque
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+from weakref import WeakValueDictionary
+
+import trio
+
+from agent.pools import Pools
+from agent.supervisor import Supervisor
+from agent.volumes import places
+from agent.volumes.attachments import Attachment, Attachments
+from fusevol.errors import ConflictError, NotFoundError, UnavailableError
+from fusevol.pool import Volume
+from fusevol.server.spec import MountSpec
+from fusevol.transport import mount
+
+TOUCH_TIMEOUT = 30.0
+"""Seconds that a step which looks into a mount may take before it counts as failed."""
+DEATHS = 8
+"""Deaths of one volume's servers within :data:`WINDOW` seconds after which it is left alone."""
+WINDOW = 300.0
+
+log = logging.getLogger(__name__)
+P = ParamSpec("P")
+T = TypeVar("T")
+
+Tell = Callable[[Attachment, str, str, bool], Awaitable[None]]
+"""Called with an attachment, a reason, a message and whether it is a warning."""
+Changed = Callable[[Attachment], None]
+
+
+class Mounter:
+    """Makes and unmakes attachments. For the trio loop."""
+
+    def __init__(
+        self,
+        *,
+        directory: Path,
+        servers: Path,
+        attachments: Attachments,
+        pools: Pools,
+        supervisor: Supervisor,
+        tell: Tell,
+        changed: Changed,
+    ) -> None:
+        """*directory* takes the FUSE mount points, *servers* is the supervisor's; *changed* is called after each
+        attachment that came or went."""
+        self._directory = directory
+        self._servers = servers
+        self._attachments = attachments
+        self._pools = pools
+        self._supervisor = supervisor
+        self._tell = tell
+        self._changed = changed
+        self._locks: WeakValueDictionary[str, trio.Lock] = WeakValueDictionary()
+        self._deaths: dict[str, deque[float]] = {}
+
+    def __repr__(self) -> str:
+        return f"<Mounter {self._directory} attachments={len(list(self._attachments))}>"
+
+    @property
+    def attachments(self) -> Attachments:
+        """What is or shall be mounted."""
+        return self._attachments
+
+    def lock(self, wanted: Attachment) -> trio.Lock:
+        """Guards everything that *wanted* shares with others: its volume, or its target for a hostPath."""
+        name = wanted.mount_id or wanted.target
+        found = self._locks.get(name)
+        if found is None:
+            found = self._locks[name] = trio.Lock()
+        return found
+
+    async def attach(self, wanted: Attachment, prepare: Callable[[], Awaitable[object]] | None = None) -> Attachment:
+        """Have *wanted* mounted; the attachment as it is now. The same one again changes nothing.
+
+        *prepare* makes what must exist first; it runs once the attachment is on record, so that nothing it makes is
+        ever left without somebody who knows of it.
+
+        Raises :class:`ConflictError` if the target shows something else; when it fails, a new attachment is undone.
+        """
+        async with self.lock(wanted):
+            known = self._attachments.find(wanted.target)
+            if known is not None and not known.same(wanted):
+                what = known.claim or known.volume or known.path
+                raise ConflictError(f"Something else ({what}) is mounted at {wanted.target}: unmount that first.")
+            if known is None:
+                if await _thread(mount.is_mounted, wanted.target):
+                    raise ConflictError(
+                        f"Something that fusevol did not mount is at {wanted.target}: name another target."
+                    )
+                await self._attachments.put(wanted)
+                self._changed(wanted)
+            try:
+                if prepare is not None:
+                    await prepare()
+                return await self._mounted(known or wanted)
+            except BaseException:
+                if known is None:
+                    with trio.CancelScope(shield=True):
+                        await self._detached(self._attachments.find(wanted.target) or wanted, keep_volume=True)
+                raise
+
+    async def detach(self, target: str) -> None:
+        """Undo an attachment; nothing to do if there is none. Raises :class:`ConflictError` while it is in use."""
+        row = self._attachments.find(target)
+        if row is None:
+            return
+        async with self.lock(row):
+            if self._attachments.find(target) == row:
+                await self._detached(row)
+
+    async def heal(self, name: str) -> float | None:
+        """Mount a volume again whose server has died; a delay in seconds when it dies too often."""
+        rows = self._attachments.of_mount(name)
+        if not rows:
+            await _thread(places.clear, self._directory / name, lazy=True)
+            return None
+        async with self.lock(rows[0]):
+            rows = self._attachments.of_mount(name)
+            if not rows or name in self._supervisor.servers:
+                return None
+            recent = self._deaths.setdefault(name, deque(maxlen=DEATHS))
+            recent.append(trio.current_time())
+            if len(recent) == DEATHS and recent[-1] - recent[0] < WINDOW:
+                message = (
+                    f"The volume server of {rows[0].volume} dies again and again: see its log in {self._servers}. "
+                    "It is started again in 5 minutes."
+                )
+                for row in rows:
+                    await self._tell(row, "VolumeServerFailed", message, True)
+                recent.clear()
+                return WINDOW
+            await self._detach_dead(rows)
+            for row in rows:
+                await self._mounted(row)
+            for row in rows:
+                message = f"The volume server of {row.volume} had ended; the volume is mounted again at {row.target}."
+                await self._tell(row, "VolumeRemounted", message, True)
+        return None
+
+    async def restore(self) -> None:
+        """After a start: what must go from the mount directory goes. Mounts that should be there come by :meth:`heal`.
+
+        Call when the living servers have been adopted.
+        """
+        wanted = {row.mount_id for row in self._attachments if row.mount_id}
+        for name in [n for n in self._supervisor.servers if n not in wanted]:
+            log.info("Nothing uses the mount %s any more; its server ends.", name)
+            try:
+                await self._supervisor.stop(name)
+            except ConflictError as e:
+                log.info("%s", e)
+        for place in await _thread(_children, self._directory):
+            if place.name not in self._supervisor.servers:
+                await _thread(places.clear, place, lazy=True)
+                if place.name not in wanted:
+                    await _thread(places.remove_target, place)
+
+    async def missing(self) -> list[Attachment]:
+        """The attachments whose targets show nothing, or a mount without its server."""
+        table = {m.mountpoint: m for m in await _thread(mount.mounts)}
+        found = []
+        for row in self._attachments:
+            at_target = table.get(row.target)
+            if not row.mount_id:
+                if at_target is None:
+                    found.append(row)
+                continue
+            root = table.get(str(self._directory / row.mount_id))
+            alive = row.mount_id in self._supervisor.servers and root is not None
+            if (
+                not alive
+                or at_target is None
+                or (root and (at_target.major, at_target.minor) != (root.major, root.minor))
+            ):
+                found.append(row)
+        return found
+
+    async def again(self, row: Attachment) -> None:
+        """Make an attachment again that :meth:`missing` found."""
+        async with self.lock(row):
+            if self._attachments.find(row.target) == row:
+                await self._mounted(row)
+
+    async def _mounted(self, row: Attachment) -> Attachment:
+        """Bring *row* about; its lock is held."""
+        source = Path(row.path)
+        if row.mount_id:
+            source = await self._served(row)
+        target = Path(row.target)
+        existing = await _thread(mount.find, target)
+        if existing is not None:
+            if not row.mount_id:
+                return row
+            root = await _thread(mount.find, source)
+            if root is not None and (existing.major, existing.minor) == (root.major, root.minor):
+                return row
+            await _thread(places.clear, target, lazy=True)
+        created = await _bounded(
+            f"Mounting at {target}", lambda: places.bind(source, row.sub_path, target, read_only=row.read_only)
+        )
+        if created and not row.created:
+            row = dataclasses.replace(row, created=True)
+            await self._attachments.put(row)
+        return row
+
+    async def _served(self, row: Attachment) -> Path:
+        """The volume's FUSE mount, with a living server behind it."""
+        point = self._directory / row.mount_id
+        if row.mount_id in self._supervisor.servers:
+            return point
+        volume = await self._pools.volume(row.pool, row.volume)
+        await self._detach_dead(self._attachments.of_mount(row.mount_id))
+        await _thread(lambda: point.mkdir(mode=0o755, parents=True, exist_ok=True))
+        told = False
+
+        async def progress(inodes: int) -> None:
+            nonlocal told
+            if not told:
+                told = True
+                message = (
+                    f"The usage of {row.volume} is being counted, since it was not unmounted cleanly; "
+                    "it is mounted when that is done."
+                )
+                await self._tell(row, "VolumeScan", message, False)
+            log.info("%s: %d inodes counted", row.mount_id, inodes)
+
+        await self._supervisor.start(self._spec(row, volume, point), progress)
+        return point
+
+    def _spec(self, row: Attachment, volume: Volume, point: Path) -> MountSpec:
+        labels = {
+            "pool": row.pool,
+            "volume": row.volume,
+            "namespace": row.namespace,
+            "claim": row.claim,
+            "pod": row.pod,
+        }
+        return MountSpec(
+            mount_id=row.mount_id,
+            source=str(volume.data),
+            mountpoint=str(point),
+            control=str(self._servers / f"{row.mount_id}.sock"),
+            log=str(self._servers / f"{row.mount_id}.log"),
+            fsname=f"fusevol:{row.mount_id}",
+            quota="ledger",
+            ledger=str(volume.ledger),
+            limit_bytes=volume.capacity_bytes,
+            limit_inodes=volume.inode_limit,
+            cache=row.cache,
+            labels={k: v for k, v in labels.items() if v},
+        )
+
+    async def _detach_dead(self, rows: list[Attachment]) -> None:
+        """Take the remains of a dead server's mount out of the way: parts first, the mount itself last."""
+        for row in reversed(rows):
+            found = await _thread(mount.find, row.target)
+            if found is not None and found.is_fuse:
+                await _thread(places.clear, Path(row.target), lazy=True)
+        if rows:
+            await _thread(places.clear, self._directory / rows[0].mount_id, lazy=True)
+
+    async def _detached(self, row: Attachment, *, keep_volume: bool = False) -> None:
+        """Undo *row*; its lock is held."""
+        target = Path(row.target)
+        alive = not row.mount_id or row.mount_id in self._supervisor.servers
+        await _thread(places.clear, target, lazy=not alive)
+        if row.created:
+            await _thread(places.remove_target, target)
+        if row.mount_id and self._attachments.of_mount(row.mount_id) in ([row], []):
+            await self._supervisor.stop(row.mount_id)
+            point = self._directory / row.mount_id
+            await _thread(places.clear, point, lazy=True)
+            await _thread(places.remove_target, point)
+            self._deaths.pop(row.mount_id, None)
+            if row.owned and not keep_volume:
+                await self._pools.discard(row.pool, row.volume)
+        await self._attachments.remove(row.target)
+        self._changed(row)
+
+    async def usage(self, name: str) -> tuple[int, int] | None:
+        """Used bytes and inodes of a mounted volume; None when its server does not say."""
+        try:
+            answer = await self._supervisor.ask(name, {"op": "usage"}, seconds=5.0)
+        except UnavailableError:
+            return None
+        usage = answer.get("usage") or {}
+        return (int(usage["used_bytes"]), int(usage["used_inodes"])) if answer.get("ok") and usage else None
+
+    async def set_limits(self, pool: str, volume: str, name: str, capacity: int) -> None:
+        """Raise a volume's limit on disk and, if it is mounted, in its server."""
+        current = await self._pools.volume(pool, volume)
+        await self._pools.resize(pool, volume, capacity, current.inode_limit)
+        if name not in self._supervisor.servers:
+            return
+        request = {"op": "set-limits", "limit_bytes": capacity, "limit_inodes": current.inode_limit}
+        answer = await self._supervisor.ask(name, request)
+        if not answer.get("ok"):
+            raise UnavailableError(str(answer.get("error") or f"The server of {volume} refuses the new limit."))
+
+
+def _children(directory: Path) -> list[Path]:
+    # names only: a stat of a dead mount fails, of a hanging one hangs
+    return [directory / name for name in sorted(os.listdir(directory))]
+
+
+async def _bounded(what: str, action: Callable[[], bool]) -> bool:
+    """Run *action*, which looks into a mount, in a thread that is given up when it hangs."""
+    with trio.move_on_after(TOUCH_TIMEOUT):
+        try:
+            return await trio.to_thread.run_sync(action, abandon_on_cancel=True)
+        except FileNotFoundError as e:
+            raise NotFoundError(f"{what} failed: {e.filename or 'the source'} does not exist.") from e
+        except OSError as e:
+            raise UnavailableError(f"{what} failed: {e.strerror or e}.") from e
+    raise UnavailableError(f"{what} did not end within {TOUCH_TIMEOUT:g} s: the mount hangs.")
+
+
+async def _thread(action: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    return await trio.to_thread.run_sync(lambda: action(*args, **kwargs))

@@ -1,0 +1,103 @@
+"""persistentVolumeClaim: when a claim may be mounted, and what then (volume-semantics 4.15, 4.17). Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+from agent.config import DRIVER
+from agent.controllers.matching import mode_of
+from agent.controllers.provisioning import parse_handle
+from agent.controllers.view import being_deleted, phase
+from fusevol.errors import ConflictError, InvalidError, NotFoundError, UnavailableError
+from fusevol.server.spec import CacheMode
+
+Obj = dict[str, Any]
+
+SINGLE_POD = "ReadWriteOncePod"
+_IGNORED = {"rw", "debug", "defaults", "noatime", "nodiratime", "relatime", "nodev", "nosuid"}
+_CACHE: dict[str, CacheMode] = {"cache=exclusive": "exclusive", "cache=shared": "shared", "cache=none": "none"}
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What is behind a bound claim: a volume of a pool, or a path of the host."""
+
+    pool: str = ""
+    volume: str = ""
+    path: str = ""
+    path_type: str = ""
+    read_only: bool = False
+    cache: CacheMode = "exclusive"
+
+
+def gate(claim: Obj | None, name: str, volume: Obj | None) -> Source:
+    """What to mount for a claim. Raises the reason why it may not be mounted now (4.17)."""
+    if claim is None:
+        raise NotFoundError(f'persistentvolumeclaim "{name}" not found')
+    if being_deleted(claim):
+        raise ConflictError(f'persistentvolumeclaim "{name}" is being deleted')
+    bound_to = claim["spec"].get("volumeName")
+    if phase(claim) != "Bound" or not bound_to:
+        raise UnavailableError(
+            f'persistentvolumeclaim "{name}" is not bound (phase {phase(claim) or "Pending"}): '
+            f"`fusevol describe pvc {name}` shows what it waits for."
+        )
+    if volume is None:
+        raise NotFoundError(f'persistentvolume "{bound_to}" of persistentvolumeclaim "{name}" not found')
+    ref = volume["spec"].get("claimRef") or {}
+    if ref.get("uid") != claim["metadata"]["uid"]:
+        raise ConflictError(
+            f'persistentvolume "{bound_to}": its ClaimRef.UID {ref.get("uid") or "(none)"} does not point to '
+            f'claim.UID {claim["metadata"]["uid"]} of persistentvolumeclaim "{name}"'
+        )
+    if mode_of(claim) != "Filesystem":
+        raise InvalidError(f'persistentvolumeclaim "{name}" has volumeMode Block, which cannot be mounted')
+    return source_of(volume)
+
+
+def source_of(volume: Obj) -> Source:
+    """What a PersistentVolume stands for. Raises :class:`InvalidError` for a source that is not served here."""
+    spec = volume["spec"]
+    name = volume["metadata"]["name"]
+    read_only, cache = _options(volume)
+    if csi := spec.get("csi"):
+        if csi.get("driver") == DRIVER:
+            pool, volume_id = parse_handle(str(csi["volumeHandle"]))
+            return Source(pool, volume_id, read_only=read_only or bool(csi.get("readOnly")), cache=cache)
+        raise InvalidError(f'persistentvolume "{name}" belongs to the CSI driver {csi.get("driver")}, not to {DRIVER}')
+    if host_path := spec.get("hostPath"):
+        return Source(path=str(host_path["path"]), path_type=str(host_path.get("type") or ""), read_only=read_only)
+    if local := spec.get("local"):
+        return Source(path=str(local["path"]), path_type="Directory", read_only=read_only)
+    sources = sorted(
+        k for k, v in spec.items() if isinstance(v, dict) and k not in {"capacity", "claimRef", "nodeAffinity"}
+    )
+    raise InvalidError(
+        f'persistentvolume "{name}" has the source {", ".join(sources) or "(none)"}, which cannot be mounted here: '
+        "use csi with the driver fusevol.io, hostPath or local."
+    )
+
+
+def _options(volume: Obj) -> tuple[bool, CacheMode]:
+    """Read-only and cache mode by the volume's mount options; other users of the data need a short cache."""
+    shared = {"ReadWriteMany", "ReadOnlyMany"} & set(volume["spec"].get("accessModes") or ())
+    read_only, cache = False, "shared" if shared else "exclusive"
+    for option in volume["spec"].get("mountOptions") or []:
+        if option == "ro":
+            read_only = True
+        elif option in _CACHE:
+            cache = _CACHE[option]
+        elif option not in _IGNORED:
+            raise InvalidError(
+                f'persistentvolume "{volume["metadata"]["name"]}" has the mount option "{option}", which is not known: '
+                f"known are ro, {', '.join(sorted(_CACHE))} and {', '.join(sorted(_IGNORED))}."
+            )
+    return read_only, "shared" if cache == "shared" else ("none" if cache == "none" else "exclusive")
+
+
+def check_single(claim: Obj, user: str, others: Collection[str]) -> None:
+    """Raise :class:`ConflictError` when the claim allows one Pod only and another one has it (4.15)."""
+    if claim["spec"].get("accessModes") == [SINGLE_POD] and any(o != user for o in others):
+        raise ConflictError("volume uses the ReadWriteOncePod access mode and is already in use by another pod")

@@ -1,0 +1,171 @@
+"""Directories and binds at targets: synchronous, for worker threads, and careful with what users can put in the way."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+import stat
+from pathlib import Path
+from typing import Final
+
+from fusevol.errors import ConflictError, InvalidError
+from fusevol.transport import mount
+
+_RESOLVE_BENEATH: Final = 0x08
+_RESOLVE_NO_SYMLINKS: Final = 0x04
+_RESOLVE_NO_MAGICLINKS: Final = 0x02
+_SYS_OPENAT2: Final = 437  # the same number on all architectures (openat2(2))
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class _OpenHow(ctypes.Structure):
+    _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
+
+
+def open_beneath(root: int, path: str) -> int:
+    """An O_PATH descriptor of *path* below the directory *root*. Raises ``OSError``; a symbolic link is ELOOP."""
+    how = _OpenHow(os.O_PATH | os.O_CLOEXEC, 0, _RESOLVE_BENEATH | _RESOLVE_NO_SYMLINKS | _RESOLVE_NO_MAGICLINKS)
+    found = _libc.syscall(_SYS_OPENAT2, root, os.fsencode(path), ctypes.byref(how), ctypes.sizeof(how))
+    if found < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), path)
+    return int(found)
+
+
+def check_sub_path(path: str) -> list[str]:
+    """The components of a subPath. Raises :class:`InvalidError` for one that leaves the volume."""
+    if path.startswith("/"):
+        raise InvalidError(f'subPath "{path}": must be a relative path')
+    parts = [p for p in path.split("/") if p not in {"", "."}]
+    if ".." in parts:
+        raise InvalidError(f"subPath \"{path}\": must not contain '..'")
+    return parts
+
+
+def open_sub_path(root: Path, path: str) -> int:
+    """An O_PATH descriptor of *path* in the volume at *root*; missing directories get the root's mode (6.5)."""
+    parts = check_sub_path(path)
+    top = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        mode = stat.S_IMODE(os.stat(root).st_mode)
+        current = os.dup(top)
+        try:
+            for i, name in enumerate(parts):
+                try:
+                    found = open_beneath(current, name)
+                except FileNotFoundError:
+                    with contextlib.suppress(FileExistsError):
+                        os.mkdir(name, dir_fd=current)
+                    found = open_beneath(current, name)
+                    # by descriptor: the umask took bits away
+                    os.chmod(f"/proc/self/fd/{found}", mode)
+                if i < len(parts) - 1 and not stat.S_ISDIR(os.fstat(found).st_mode):
+                    os.close(found)
+                    raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
+                os.close(current)
+                current = found
+            return os.dup(current)
+        finally:
+            os.close(current)
+    finally:
+        os.close(top)
+
+
+def bind(source: Path, sub_path: str, target: Path, *, read_only: bool) -> bool:
+    """Show *source* (or its part *sub_path*) at *target*, which is made if it is missing; whether it was.
+
+    Raises ``OSError``, :class:`InvalidError` for the sub path, :class:`ConflictError` if the target is taken.
+    """
+    if sub_path:
+        try:
+            descriptor = open_sub_path(source, sub_path)
+        except OSError as e:
+            # as kubelet does: nothing about the host's paths
+            raise InvalidError(f'failed to prepare subPath "{sub_path}": {e.strerror}') from e
+    else:
+        descriptor = os.open(source, os.O_PATH | os.O_CLOEXEC)
+    try:
+        is_directory = stat.S_ISDIR(os.fstat(descriptor).st_mode)
+        created = _make_target(target, directory=is_directory)
+        try:
+            mount.bind(f"/proc/self/fd/{descriptor}", target, read_only=read_only)
+        except BaseException:
+            if created:
+                remove_target(target)
+            raise
+        return created
+    finally:
+        os.close(descriptor)
+
+
+def _make_target(target: Path, *, directory: bool) -> bool:
+    try:
+        found = target.lstat()
+    except FileNotFoundError:
+        target.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
+        if directory:
+            target.mkdir(mode=0o750)
+        else:
+            target.touch(mode=0o640, exist_ok=False)
+        return True
+    if stat.S_ISLNK(found.st_mode):
+        raise ConflictError(f"The target {target} is a symbolic link: name the directory itself.")
+    if stat.S_ISDIR(found.st_mode) != directory:
+        wanted = "directory" if directory else "file"
+        raise ConflictError(f"The target {target} is not a {wanted}, as what is mounted there: name another one.")
+    return False
+
+
+def clear(target: Path, *, lazy: bool = False) -> None:
+    """Unmount everything at exactly *target*. Raises :class:`ConflictError` when a process is in it.
+
+    A mount without a server cannot be waited for: it is detached lazily.
+    """
+    while (found := mount.find(target)) is not None:
+        try:
+            mount.unmount(found.mountpoint, lazy=lazy)
+        except OSError as e:
+            if e.errno == errno.EINVAL:
+                return
+            if e.errno == errno.EBUSY and mount.probe(target) == "dead":
+                lazy = True
+                continue
+            if e.errno == errno.EBUSY:
+                raise ConflictError(
+                    f"{target} is in use: end the processes that work in it (`fuser -vm {target}` lists them)."
+                ) from e
+            raise
+
+
+def remove_target(target: Path) -> None:
+    """Remove a directory or file that was made as a target: only if it is empty and nothing is mounted on it."""
+    if mount.is_mounted(target):
+        return
+    with contextlib.suppress(OSError):
+        found = target.lstat()
+        if stat.S_ISDIR(found.st_mode):
+            target.rmdir()
+        elif stat.S_ISREG(found.st_mode) and found.st_size == 0:
+            target.unlink()
+
+
+def remove_empty_tree(top: Path) -> list[Path]:
+    """Remove *top* and the empty directories below it; what is not empty stays and is returned.
+
+    Never deletes content, never looks below a mount. Raises :class:`ConflictError` when something is mounted there.
+    """
+    mounted = mount.below(top)
+    if mounted:
+        raise ConflictError(f"{mounted[0].mountpoint} is still mounted: it must be unmounted first.")
+    kept: list[Path] = []
+    for directory, _, files in os.walk(top, topdown=False):
+        if files:
+            kept.append(Path(directory))
+            continue
+        try:
+            Path(directory).rmdir()
+        except OSError:
+            kept.append(Path(directory))
+    return kept
