@@ -1,4 +1,4 @@
-"""What a volume uses, and the counter that says no: the words that ``fs`` and ``quota`` share without knowing each other."""
+"""What a volume uses and the counter that says no: words that ``fs`` and ``quota`` share without knowing each other."""
 
 from __future__ import annotations
 
