@@ -1,0 +1,9 @@
+"""Where the bytes live: pools, the records of their volumes, and the trash."""
+
+from __future__ import annotations
+
+from fusevol.pool.pool import Finding, Pool, PoolCapacity
+from fusevol.pool.record import Volume, VolumeRequest
+from fusevol.pool.trash import TrashEntry
+
+__all__ = ["Finding", "Pool", "PoolCapacity", "TrashEntry", "Volume", "VolumeRequest"]

@@ -1,0 +1,364 @@
+"""A pool of volumes on a plain directory.
+
+Layout: ``pool.json``, ``lock``, ``volumes/<id>/{volume.json,data/,ledger.json}``, ``trash/<id>.<n>/``, ``tmp/``. Every
+change is built aside and becomes true by one rename, so that a crash leaves a whole volume or none. The pool describes
+itself: another node or a new agent opens it and has all volumes. One process holds it at a time.
+
+Methods are thread-safe, block on the disk, and raise children of :class:`FusevolError`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import threading
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple, Self
+
+from fusevol.errors import AlreadyExistsError, ConflictError, CorruptError, NotFoundError, UnavailableError
+from fusevol.files import sync_directory, temporary_name
+from fusevol.pool import place, removal, trash
+from fusevol.pool.inspection import Finding, inspect
+from fusevol.pool.record import DATA, RECORD, Volume, VolumeRequest, check_id, check_limits
+from fusevol.pool.trash import TrashEntry
+
+__all__ = ["Finding", "Pool", "PoolCapacity"]
+
+log = logging.getLogger(__name__)
+Step = Callable[[str], None]
+"""Called with the name of each step after it is done, to see what a crash there leaves behind."""
+
+
+def no_step(name: str) -> None:
+    """The :data:`Step` of a pool that nobody interrupts."""
+
+
+class PoolCapacity(NamedTuple):
+    """What a pool has. Bytes, and a count of volumes."""
+
+    total: int
+    available: int
+    """Free for who is not root, as ``df`` shows it."""
+    provisioned: int
+    """Sum of the volumes' capacities; may be more than ``total``."""
+    volumes: int
+
+
+class Pool:
+    """An open pool. Made by :meth:`open`, given back by :meth:`close` (or by the process's end)."""
+
+    def __init__(self, path: Path, name: str, lock: int, step: Step) -> None:
+        """Use :meth:`open`."""
+        self.path = path
+        self.name = name
+        self._held = lock
+        self._step = step
+        self._volumes = path / place.VOLUMES
+        self._trash = path / place.TRASH
+        self._tmp = path / place.TMP
+        self._mutex = threading.Lock()
+        """Guards names below ``volumes`` and ``trash``, and rewriting of records."""
+        self._building: set[str] = set()
+        """Names below ``tmp`` that a living thread works on."""
+
+    @classmethod
+    def open(cls, path: Path, name: str, *, create: bool = False, step: Step = no_step) -> Self:
+        """Open the pool at *path*, whoever made it; with *create*, make it in an empty or missing directory.
+
+        Raises :class:`InvalidError` (relative, the root, no directory, not empty and no pool), :class:`NotFoundError`,
+        :class:`UnavailableError` (read-only), :class:`ForbiddenError`, :class:`CorruptError`, :class:`ConflictError`
+        (another process holds it).
+        """
+        place.check_name(name)
+        real = place.resolve(path)
+        place.prepare(real, create=create)
+        lock = place.hold(real)
+        try:
+            place.furnish(real, name)
+            place.check_description(real)
+        except BaseException:
+            os.close(lock)
+            raise
+        return cls(real, name, lock, step)
+
+    def close(self) -> None:
+        """Let another process open the pool."""
+        held, self._held = self._held, -1
+        if held >= 0:
+            os.close(held)
+
+    # volumes
+
+    def provision(self, request: VolumeRequest) -> Volume:
+        """Make a volume, durably; the same request again returns it.
+
+        Raises :class:`AlreadyExistsError` if it exists with another size, :class:`NoSpaceError`, :class:`InvalidError`.
+        """
+        request.check()
+        self._check_open()
+        with place.explained(self.path, f"volume {request.id}"):
+            found = self._existing(request)
+            return found if found is not None else self._build(request)
+
+    def _existing(self, request: VolumeRequest) -> Volume | None:
+        try:
+            found = self.volume(request.id)
+        except NotFoundError:
+            return None
+        if (found.capacity_bytes, found.inode_limit) != (request.capacity_bytes, request.inode_limit):
+            raise AlreadyExistsError(
+                f"Volume {request.id} exists in pool {self.name} with {_size(found.capacity_bytes, found.inode_limit)}, "
+                f"not {_size(request.capacity_bytes, request.inode_limit)}: resize it, or choose another id."
+            )
+        sync_directory(self._volumes)  # whoever made it may have died before this
+        return found
+
+    def _build(self, request: VolumeRequest) -> Volume:
+        self._step("provision: begun")
+        temporary = self._tmp / f"{request.id[:64]}.{uuid.uuid4().hex}"
+        final = self._volumes / request.id
+        self._building.add(temporary.name)
+        try:
+            temporary.mkdir(mode=0o700)
+            self._step("provision: directory made")
+            data = temporary / DATA
+            data.mkdir()
+            data.chmod(request.mode)  # mkdir's mode is subject to the umask
+            sync_directory(data)
+            self._step("provision: data made")
+            Volume.from_request(request, temporary).save(temporary)
+            self._step("provision: record written")
+            try:
+                with self._mutex:
+                    temporary.rename(final)
+            except OSError as e:
+                if e.errno not in {errno.ENOTEMPTY, errno.EEXIST}:
+                    raise
+                self._discard(temporary)
+                found = self._existing(request)  # another thread was faster
+                if found is None:
+                    raise
+                return found
+            self._step("provision: renamed")
+            sync_directory(self._volumes)
+            sync_directory(self._tmp)
+            self._step("provision: durable")
+        except BaseException:
+            with contextlib.suppress(OSError):
+                self._discard(temporary)
+            raise
+        finally:
+            self._building.discard(temporary.name)
+        return Volume.load(final, request.id)
+
+    def _discard(self, temporary: Path) -> None:
+        if temporary.is_dir():
+            removal.empty(temporary)
+            temporary.rmdir()
+
+    def volume(self, volume: str) -> Volume:
+        """A volume. Raises :class:`NotFoundError`, :class:`CorruptError` (its files are left alone)."""
+        directory = self._directory(volume)
+        found = Volume.load(directory, volume)
+        if found.data.is_symlink() or not found.data.is_dir():
+            raise CorruptError(
+                f"Volume {volume} has lost its directory {found.data}: put it back from a backup, or delete the volume."
+            )
+        return found
+
+    def _directory(self, volume: str) -> Path:
+        directory = self._volumes / check_id(volume)
+        try:
+            directory.lstat()
+        except FileNotFoundError as e:
+            raise NotFoundError(f"There is no volume {volume} in pool {self.name}: see `fusevol pool show`.") from e
+        except OSError as e:
+            raise place.explain(self.path, f"volume {volume}", e) from e
+        return directory
+
+    def volumes(self) -> list[Volume]:
+        """All volumes whose record can be read, by id; :meth:`check` tells of the others."""
+        found = []
+        with place.explained(self.path, "listing its volumes"):
+            names = sorted(os.listdir(self._volumes))
+        for name in names:
+            with contextlib.suppress(CorruptError):
+                found.append(Volume.load(self._volumes / name, name))
+        return found
+
+    def resize(self, volume: str, capacity_bytes: int | None, inode_limit: int | None) -> Volume:
+        """Set a volume's limits in its record, durably. A server that is running is told by the caller."""
+        check_limits(volume, capacity_bytes, inode_limit)
+        with self._mutex, place.explained(self.path, f"resizing volume {volume}"):
+            found = self.volume(volume)
+            changed = found.with_limits(capacity_bytes, inode_limit)
+            if changed != found:
+                changed.save(self._directory(volume))
+            return changed
+
+    def capacity(self) -> PoolCapacity:
+        """What the pool's filesystem has and what was promised of it."""
+        with place.explained(self.path, "asking for its capacity"):
+            st = os.statvfs(self.path)
+        volumes = self.volumes()
+        provisioned = sum(v.capacity_bytes or 0 for v in volumes)
+        return PoolCapacity(st.f_blocks * st.f_frsize, st.f_bavail * st.f_frsize, provisioned, len(volumes))
+
+    # trash
+
+    def trash(self, volume: str, reason: str = "deleted") -> TrashEntry:
+        """Move a volume to the trash. Works for a damaged volume and in a full pool, too.
+
+        Raises :class:`NotFoundError`, and :class:`ConflictError` while something is mounted in it. That nobody serves
+        it any more is the caller's duty.
+        """
+        with self._mutex, place.explained(self.path, f"deleting volume {volume}"):
+            directory = self._directory(volume)
+            _refuse_mounts(directory)
+            self._step("trash: begun")
+            try:
+                trash.write_note(directory, reason, trash.owner_of(directory, volume))
+            except OSError as e:
+                # deleting is how a full pool gets space; and no note is no reason to keep what is no directory
+                if e.errno not in {errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR}:
+                    raise
+            self._step("trash: note written")
+            target = self._unused(volume)
+            directory.rename(target)
+            self._step("trash: renamed")
+            sync_directory(self._trash)
+            sync_directory(self._volumes)
+            self._step("trash: durable")
+            entry = trash.read_entry(target)
+        if entry is None:
+            raise NotFoundError(f"The deleted volume {volume} is gone from the trash of pool {self.name} already.")
+        return entry
+
+    def _unused(self, volume: str) -> Path:
+        number = 1
+        while os.path.lexists(self._trash / f"{volume}.{number}"):
+            number += 1
+        return self._trash / f"{volume}.{number}"
+
+    def trashed(self) -> list[TrashEntry]:
+        """All that is in the trash, by name, half-deleted volumes included."""
+        with place.explained(self.path, "listing its trash"):
+            names = sorted(os.listdir(self._trash))
+        return [e for e in (trash.read_entry(self._trash / name) for name in names) if e is not None]
+
+    def restore(self, entry: TrashEntry) -> Volume:
+        """Make a deleted volume a volume again.
+
+        Raises :class:`NotFoundError`, :class:`AlreadyExistsError` (its id is in use), :class:`ConflictError` (its
+        deletion has begun).
+        """
+        with self._mutex, place.explained(self.path, f"restoring {entry.name}"):
+            directory = self._entry(entry)
+            if not (directory / DATA).is_dir():
+                raise ConflictError(f"The deletion of {entry.name} has begun: it cannot be restored any more.")
+            final = self._volumes / check_id(entry.volume)
+            if os.path.lexists(final):
+                raise AlreadyExistsError(
+                    f"Volume {entry.volume} exists again: delete that one before you restore this."
+                )
+            self._step("restore: begun")
+            directory.rename(final)
+            self._step("restore: renamed")
+            (final / trash.NOTE).unlink(missing_ok=True)
+            sync_directory(final)
+            sync_directory(self._volumes)
+            sync_directory(self._trash)
+            self._step("restore: durable")
+        return self.volume(entry.volume)
+
+    def purge(self, entry: TrashEntry, progress: Callable[[int], None] | None = None) -> None:
+        """Delete what is in the trash for ever. May take long: for a thread of its own. Gone already is fine.
+
+        *progress* is called with the number of inodes that are gone; what it raises ends the purge, which another call
+        completes. Raises :class:`ConflictError` when something is mounted in it; what is mounted is not touched.
+        """
+        with place.explained(self.path, f"purging {entry.name}"):
+            with self._mutex:
+                try:
+                    directory = self._entry(entry)
+                except NotFoundError:
+                    return
+                _refuse_mounts(directory)
+                if directory.is_symlink() or not directory.is_dir():
+                    directory.unlink()
+                    return
+                self._step("purge: begun")
+                with contextlib.suppress(FileNotFoundError):
+                    (directory / DATA).rename(directory / trash.PURGING)
+                    sync_directory(directory)
+                self._step("purge: marked")
+            purging = directory / trash.PURGING
+            if purging.is_dir() and not purging.is_symlink():
+                removal.empty(purging, progress)
+            self._step("purge: data removed")
+            removal.empty(directory)
+            self._step("purge: emptied")
+            with contextlib.suppress(FileNotFoundError):
+                directory.rmdir()
+            self._step("purge: removed")
+            sync_directory(self._trash)
+
+    def _entry(self, entry: TrashEntry) -> Path:
+        directory = self._trash / entry.name
+        if "/" in entry.name or not os.path.lexists(directory):
+            raise NotFoundError(f"There is no {entry.name} in the trash of pool {self.name}: see `fusevol trash`.")
+        return directory
+
+    # care
+
+    def sweep(self) -> list[str]:
+        """Remove what dead provisioning left; returns what it was. What living threads build is left alone."""
+        self._check_open()
+        swept = []
+        with place.explained(self.path, "clearing leftovers away"):
+            for name in sorted(set(os.listdir(self._tmp)) - self._building):
+                leftover = self._tmp / name
+                if leftover.is_symlink() or not leftover.is_dir():
+                    leftover.unlink()
+                else:
+                    _refuse_mounts(leftover)
+                    self._discard(leftover)
+                swept.append(f"{place.TMP}/{name}")
+            with self._mutex:
+                for name in sorted(os.listdir(self._volumes)):
+                    directory = self._volumes / name
+                    for stray in (directory / trash.NOTE, temporary_name(directory / RECORD)):
+                        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                            stray.unlink()
+                            swept.append(f"{place.VOLUMES}/{name}/{stray.name}")
+        for item in swept:
+            log.info("pool %s: cleared away %s, left by a process that died", self.name, item)
+        return swept
+
+    def check(self) -> list[Finding]:
+        """Look for damage, recounting every volume that is not in use; changes nothing. May take long."""
+        with place.explained(self.path, "checking it"):
+            return inspect(self.path, frozenset(self._building))
+
+    def _check_open(self) -> None:
+        if self._held < 0:
+            raise UnavailableError(f"The pool {self.path} was closed: open it again.")
+
+    def __repr__(self) -> str:
+        """Shows name and path."""
+        return f"<Pool {self.name} at {self.path}{' (closed)' if self._held < 0 else ''}>"
+
+
+def _size(capacity_bytes: int | None, inode_limit: int | None) -> str:
+    size = "no size limit" if capacity_bytes is None else f"{capacity_bytes} bytes"
+    return size if inode_limit is None else f"{size} and {inode_limit} inodes"
+
+
+def _refuse_mounts(directory: Path) -> None:
+    points = place.mounted_below(directory)
+    if points:
+        raise ConflictError(f"Something is mounted at {points[0]}: unmount it before {directory.name} is deleted.")
