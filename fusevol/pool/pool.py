@@ -19,7 +19,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, Self
 
-from fusevol.errors import AlreadyExistsError, ConflictError, CorruptError, NotFoundError, UnavailableError
+from fusevol.errors import (
+    AlreadyExistsError,
+    ConflictError,
+    CorruptError,
+    InvalidError,
+    NotFoundError,
+    UnavailableError,
+)
 from fusevol.files import sync_directory, temporary_name
 from fusevol.pool import place, removal, trash
 from fusevol.pool.inspection import Finding, inspect
@@ -111,7 +118,8 @@ class Pool:
             return None
         if (found.capacity_bytes, found.inode_limit) != (request.capacity_bytes, request.inode_limit):
             raise AlreadyExistsError(
-                f"Volume {request.id} exists in pool {self.name} with {_size(found.capacity_bytes, found.inode_limit)}, "
+                f"Volume {request.id} exists in pool {self.name} with "
+                f"{_size(found.capacity_bytes, found.inode_limit)}, "
                 f"not {_size(request.capacity_bytes, request.inode_limit)}: resize it, or choose another id."
             )
         sync_directory(self._volumes)  # whoever made it may have died before this
@@ -186,8 +194,8 @@ class Pool:
         with place.explained(self.path, "listing its volumes"):
             names = sorted(os.listdir(self._volumes))
         for name in names:
-            with contextlib.suppress(CorruptError):
-                found.append(Volume.load(self._volumes / name, name))
+            with contextlib.suppress(CorruptError, InvalidError):
+                found.append(Volume.load(self._volumes / check_id(name), name))
         return found
 
     def resize(self, volume: str, capacity_bytes: int | None, inode_limit: int | None) -> Volume:
@@ -322,12 +330,15 @@ class Pool:
         with place.explained(self.path, "clearing leftovers away"):
             for name in sorted(set(os.listdir(self._tmp)) - self._building):
                 leftover = self._tmp / name
-                if leftover.is_symlink() or not leftover.is_dir():
-                    leftover.unlink()
-                else:
-                    _refuse_mounts(leftover)
-                    self._discard(leftover)
-                swept.append(f"{place.TMP}/{name}")
+                try:
+                    if leftover.is_symlink() or not leftover.is_dir():
+                        leftover.unlink(missing_ok=True)  # finished meanwhile
+                    else:
+                        _refuse_mounts(leftover)
+                        self._discard(leftover)
+                        swept.append(f"{place.TMP}/{name}")
+                except (ConflictError, OSError) as e:  # no reason to leave the pool closed
+                    log.warning("pool %s: %s cannot be cleared away: %s", self.name, leftover, e)
             with self._mutex:
                 for name in sorted(os.listdir(self._volumes)):
                     directory = self._volumes / name
@@ -342,7 +353,7 @@ class Pool:
     def check(self) -> list[Finding]:
         """Look for damage, recounting every volume that is not in use; changes nothing. May take long."""
         with place.explained(self.path, "checking it"):
-            return inspect(self.path, frozenset(self._building))
+            return inspect(self.path, self._building)
 
     def _check_open(self) -> None:
         if self._held < 0:

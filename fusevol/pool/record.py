@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime
+import datetime as dt
 import json
 import re
 from collections.abc import Mapping
@@ -33,7 +33,7 @@ def check_id(volume: str) -> str:
 
 def now() -> str:
     """The time, UTC, as RFC 3339 has it."""
-    return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return dt.datetime.now(dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,7 +151,7 @@ class Volume:
         )
 
 
-_REMEDY: Final = "put it back from a backup, or delete the volume; its data beside the record is untouched and can be copied out before."
+_REMEDY: Final = "put it back from a backup, or copy the data beside it elsewhere and delete the volume."
 
 
 def _limit(fields: Mapping[str, Any], name: str) -> int | None:

@@ -6,7 +6,7 @@ sees by it where to go on.
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,7 +63,7 @@ def read_entry(directory: Path) -> TrashEntry | None:
         purging = not (directory / "data").is_dir()
     except OSError:
         return None
-    trashed = datetime.datetime.fromtimestamp(changed, datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    trashed = dt.datetime.fromtimestamp(changed, dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     reason = "unknown"
     owner: dict[str, str] = {}
     try:
