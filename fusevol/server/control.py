@@ -6,13 +6,14 @@ connect may unmount.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import logging
 import os
 import socket
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,6 +27,8 @@ _PATIENCE: Final = 60.0
 """Seconds that a connection may stay silent."""
 _CONNECTIONS: Final = 32
 """At the same time; more wait in the socket's queue."""
+_FAREWELL: Final = 2.0
+"""Seconds that an answer may take when the server ends."""
 
 Answer = dict[str, Any]
 Operations = Mapping[str, Callable[[Mapping[str, Any]], Answer]]
@@ -46,6 +49,8 @@ class ControlSocket:
         """Raises ``OSError``: EADDRINUSE if a living server has the socket. A dead one's is replaced."""
         self._path = path
         self._operations = operations
+        self._answering = 0
+        self._idle = threading.Condition()
         self._slots = threading.BoundedSemaphore(_CONNECTIONS)
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         try:
@@ -76,8 +81,10 @@ class ControlSocket:
         threading.Thread(target=self._accept, name="control", daemon=True).start()
 
     def close(self) -> None:
-        """Stop listening and remove the socket."""
+        """Stop listening and remove the socket, when those who were asking have their answer."""
         self._path.unlink(missing_ok=True)
+        with self._idle:
+            self._idle.wait_for(lambda: not self._answering, _FAREWELL)
         self._socket.close()
 
     def _accept(self) -> None:
@@ -94,11 +101,23 @@ class ControlSocket:
             with connection, connection.makefile("rb") as lines:
                 connection.settimeout(_PATIENCE)
                 while line := lines.readline(_LINE):
-                    connection.sendall(json.dumps(self._answer(line)).encode() + b"\n")
+                    with self._counted():
+                        connection.sendall(json.dumps(self._answer(line)).encode() + b"\n")
         except OSError as e:
             log.debug("control connection: %s", e)
         finally:
             self._slots.release()
+
+    @contextlib.contextmanager
+    def _counted(self) -> Iterator[None]:
+        with self._idle:
+            self._answering += 1
+        try:
+            yield
+        finally:
+            with self._idle:
+                self._answering -= 1
+                self._idle.notify_all()
 
     def _answer(self, line: bytes) -> Answer:
         try:

@@ -189,11 +189,14 @@ def abort(where: str | Path | int) -> bool:
         if mount is None or not mount.is_fuse:
             return False
         minor, mountpoint = mount.minor, mount.mountpoint
+    control = _CONNECTIONS / str(minor) / "abort"
+    if not control.exists():  # every init mounts fusectl there, but not every machine has an init
+        _libc.mount(b"fusectl", os.fsencode(_CONNECTIONS), b"fusectl", ctypes.c_ulong(0), None)
     with contextlib.suppress(FileNotFoundError):
-        (_CONNECTIONS / str(minor) / "abort").write_text("1")
+        control.write_text("1")
         return True
-    # fusectl is not mounted (a container): a forced unmount aborts the connection first, and may well fail after
-    # that because the mount is in use.
+    # Not permitted, in a container: a forced unmount aborts the connection first, and may well fail after that because
+    # the mount is in use.
     return mountpoint is not None and (
         _libc.umount2(os.fsencode(mountpoint), _MNT_FORCE | _UMOUNT_NOFOLLOW) == 0 or ctypes.get_errno() == errno.EBUSY
     )

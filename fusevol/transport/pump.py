@@ -143,7 +143,7 @@ class Pump:
 
     ClosedResourceError = ClosedResourceError
 
-    def __init__(self, *, threads: int = THREADS, spin_us: int = 50, tick: float = _TICK, linger: float = 10.0) -> None:
+    def __init__(self, *, threads: int = THREADS, spin_us: int = 50, tick: float = _TICK, linger: float = 5.0) -> None:
         self.lowlevel = self  # pyfuse3 says trio.lowlevel.wait_readable
         self._threads_wanted = threads
         self._spin = spin_us * 1e-6 if len(os.sched_getaffinity(0)) > 1 else 0.0

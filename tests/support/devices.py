@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 from pathlib import Path
 from typing import Literal
@@ -38,7 +39,7 @@ def tear_down(directory: Path) -> None:
     for found in mount.below(directory):
         if found.is_fuse:
             mount.abort(found.minor)
-        try:
-            mount.unmount(found.mountpoint)
-        except OSError:
-            mount.unmount(found.mountpoint, lazy=True)
+        for lazy in (False, True):
+            with contextlib.suppress(OSError):
+                mount.unmount(found.mountpoint, lazy=lazy)
+                break

@@ -55,7 +55,8 @@ class VolumeServer:
         return self._process.pid
 
     def launch(self) -> str:
-        """Start the process; returns its last ready line: ``READY``, ``ERROR …`` or nothing."""
+        """Start the process (again); ``ready_lines`` are what it says. Returns the last one."""
+        self.ready_lines.clear()
         file = self._directory / f"{self.spec.mount_id}.json"
         self.spec.save(file)
         reader, writer = os.pipe()
@@ -138,7 +139,8 @@ class VolumeServer:
                 self._process.wait(20)
         for _ in mount.below(self.mountpoint):
             mount.abort(self.mountpoint)
-            mount.unmount(self.mountpoint, lazy=True)
+            with contextlib.suppress(OSError):  # an abort may have unmounted it
+                mount.unmount(self.mountpoint, lazy=True)
         self._process = None
 
     def settled(self) -> dict[str, Any]:
