@@ -8,6 +8,7 @@ left alone, ended ones are started again, and those of an earlier Pod of the sam
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import time
 from argparse import Namespace
@@ -32,6 +33,8 @@ from fusevol.errors import (
 
 Obj = dict[str, Any]
 
+_PLAIN = re.compile(r"[\w@%+=:,./~-]+", re.ASCII)
+"""Words that need no quotes: the shell does not remove quotes from what ``$(fusevol run --prepare ...)`` prints."""
 _POLL = 0.05
 _QUIET = 2.0
 """Seconds of waiting before a word is said about it."""
@@ -160,7 +163,7 @@ def _print_arguments(pod: Obj) -> None:
     for container in [*init, *main]:
         words = containers.volume_arguments(pod, container["name"])
         comment = f"# {container['name']}\n" if len(init) + len(main) > 1 else ""
-        print(comment + shlex.join(words))
+        print(comment + " ".join(w if _PLAIN.fullmatch(w) else shlex.quote(w) for w in words))
 
 
 def start(podman: Podman, pod: Obj, container: Obj, restart: str) -> None:

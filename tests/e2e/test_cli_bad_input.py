@@ -223,7 +223,7 @@ def test_socket_is_a_file(workdir: Path, logs: LogCheck) -> None:
     agent.socket.write_text("precious")
     done = agent.cli("agent", "--state-dir", str(agent.state), "--run-dir", str(agent.run_dir))
 
-    sentence(done, re.escape(str(agent.socket)))
+    sentence(done, re.escape(str(agent.socket)), 2)
     assert agent.socket.read_text() == "precious"
 
 
@@ -266,13 +266,15 @@ def pool_agent(workdir: Path, logs: LogCheck, pool: Path) -> Iterator[Agent]:
 
 
 def fails_to_provision(agent: Agent, says: str) -> None:
-    """Apply a claim and require that mounting it fails with the reason, and that the claim says it too."""
+    """Apply a claim and require that a Pod on it does not run, and that the claim's events have the reason."""
     agent.apply(text(claim()))
-    done = agent.cli("mount", "data", "mnt")
+    file = agent.directory / "pod.yaml"
+    file.write_text(text(pod({"persistentVolumeClaim": {"claimName": "data"}})))
     events = eventually(lambda: agent.ok("events", "--for", "pvc/data"), what="an event about the claim")
+    done = agent.cli("run", "--prepare", "--timeout", "1s", "-f", str(file))
 
-    sentence(done, says)
-    assert re.search("ProvisioningFailed", events), events
+    sentence(done, r"(?i)claim .*data|data.*claim|bound")
+    assert re.search(f"ProvisioningFailed.*{says}", events), events
     assert agent.get("pvc", "data")["status"]["phase"] == "Pending"
     assert agent.get("pv")["items"] == []
 
@@ -285,15 +287,16 @@ def test_pool_full(pool_agent: Agent, pool: Path) -> None:
     )
     assert b"No space left" in filled.stderr
 
-    fails_to_provision(pool_agent, r"(?i)space|full")
+    fails_to_provision(pool_agent, "(?:[Ss]pace|full)")
 
 
 @pytest.mark.expect_log("(?i)provision")
 def test_pool_read_only(pool_agent: Agent, pool: Path) -> None:
     """On a pool that became read-only the claim stays Pending and says why."""
-    subprocess.run(["mount", "-o", "remount,ro", str(pool)], check=True)
+    # what ext4 does after an error of the disk
+    subprocess.run(["mount", "-o", "remount,abort", str(pool)], check=False, capture_output=True)
 
-    fails_to_provision(pool_agent, r"(?i)read-only")
+    fails_to_provision(pool_agent, "[Rr]ead-only")
 
 
 @pytest.mark.expect_log(r"volume\.json", "(?i)corrupt")

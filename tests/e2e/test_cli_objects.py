@@ -77,8 +77,8 @@ def test_apply_from_files_and_directories(agent: Agent) -> None:
     out = agent.ok("apply", "-f", "manifests", "-f", "more.yaml")
 
     assert out.splitlines() == [
-        "storageclass.storage.k8s.io/cephfs created",
         "persistentvolumeclaim/data created",
+        "storageclass.storage.k8s.io/cephfs created",
         "persistentvolumeclaim/more created",
     ]
 

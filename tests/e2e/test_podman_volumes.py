@@ -118,7 +118,7 @@ def test_quota_in_a_container(pod_agent: Agent, podman: Podman) -> None:
     """df says the limit, a write past it fails with ENOSPC at exactly the limit, what was written before is intact."""
     volumes = {"data": {"persistentVolumeClaim": {"claimName": "data"}}}
     run(pod_agent, claim("data", "1Gi"), pod("web", [container("c", ("data", "/data"))], volumes))
-    size = podman.exec("web-c", "df -h /data").splitlines()[-1].split()[1]
+    size = podman.exec("web-c", "df -hP /data").splitlines()[-1].split()[1]
     podman.exec("web-c", "echo precious > /data/first; sync")
     failed = podman.run("exec", "web-c", "dd", "if=/dev/zero", "of=/data/big", "bs=1M", check=False)
     used = int(podman.exec("web-c", "du -sk /data").split()[0]) * 1024
