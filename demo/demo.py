@@ -183,7 +183,7 @@ def quota(stage: Stage) -> str:
     first = stage.inside(WRITER, "dd if=/dev/zero of=/data/fill bs=1M", fails=True)
     second = stage.inside(WRITER, "dd if=/dev/zero of=/data/rest bs=4k", fails=True)
     check(full in first and full in second, "the write past the limit failed in another way than ENOSPC")
-    size = stage.inside(WRITER, "df -h /data").splitlines()[-1].split()[1]
+    size = stage.inside(WRITER, "df -hP /data").splitlines()[-1].split()[1]
     look = stage.home / "look"
     look.mkdir()
     stage.fusevol("mount", CLAIM, str(look), "-n", NAMESPACE)
