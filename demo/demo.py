@@ -193,7 +193,7 @@ def quota(stage: Stage) -> str:
     check(used == GIB, f"{used} bytes are allocated, {GIB - used} short of the limit")
     check(size == "1.0G", f"df says {size}")
     check(stage.inside(WRITER, "sha256sum /data/precious /data/note") == before, "older data was harmed")
-    stage.inside(WRITER, "rm /data/fill /data/rest && echo 'room again' >> /data/note && df -h /data")
+    stage.inside(WRITER, "rm -f /data/fill /data/rest && echo 'room again' >> /data/note && df -h /data")
     return f"ENOSPC with {used} bytes allocated = 1 GiB, df says {size}, checksums as before"
 
 
