@@ -1,0 +1,137 @@
+"""System calls that Python's ``os`` does not have, or not for a descriptor opened with O_PATH.
+
+All raise ``OSError`` with the errno of the call. Constants are those of ``linux/fcntl.h`` and ``linux/falloc.h``.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from typing import Any, Final
+
+_libc: Final = ctypes.CDLL(None, use_errno=True)
+
+AT_EMPTY_PATH: Final = 0x1000
+UTIME_OMIT: Final = (1 << 30) - 2
+RENAME_NOREPLACE: Final = 1
+RENAME_EXCHANGE: Final = 2
+FALLOC_FL_KEEP_SIZE: Final = 1
+FALLOC_FL_PUNCH_HOLE: Final = 2
+_MAX_HANDLE: Final = 128
+_HANDLE_HEADER: Final = 8
+
+_size_t, _int, _long = ctypes.c_size_t, ctypes.c_int, ctypes.c_int64
+_char_p, _void_p = ctypes.c_char_p, ctypes.c_void_p
+
+
+def _function(name: str, *argtypes: Any) -> Any:
+    function = getattr(_libc, name)
+    function.argtypes = argtypes
+    function.restype = _int
+    return function
+
+
+_name_to_handle_at = _function("name_to_handle_at", _int, _char_p, _void_p, _void_p, _int)
+_open_by_handle_at = _function("open_by_handle_at", _int, _void_p, _int)
+_fchownat = _function("fchownat", _int, _char_p, ctypes.c_uint, ctypes.c_uint, _int)
+_utimensat = _function("utimensat", _int, _char_p, _void_p, _int)
+_linkat = _function("linkat", _int, _char_p, _int, _char_p, _int)
+_renameat2 = _function("renameat2", _int, _char_p, _int, _char_p, ctypes.c_uint)
+_fallocate = _function("fallocate", _int, _int, _long, _long)
+_syncfs = _function("syncfs", _int)
+_getdents64 = _libc.getdents64
+_getdents64.argtypes = (_int, _void_p, _size_t)
+_getdents64.restype = ctypes.c_ssize_t
+
+
+class _Times(ctypes.Structure):
+    _fields_ = (("atime", _long), ("atime_ns", _long), ("mtime", _long), ("mtime_ns", _long))
+
+
+def _fail() -> OSError:
+    number = ctypes.get_errno()
+    return OSError(number, os.strerror(number))
+
+
+def file_handle(fd: int) -> bytes:
+    """The ``struct file_handle`` of the inode behind *fd* (name_to_handle_at(2)), to be opened again with."""
+    buffer = ctypes.create_string_buffer(_HANDLE_HEADER + _MAX_HANDLE)
+    ctypes.c_uint.from_buffer(buffer).value = _MAX_HANDLE
+    mount_id = _int()
+    if _name_to_handle_at(fd, b"", buffer, ctypes.byref(mount_id), AT_EMPTY_PATH) != 0:
+        raise _fail()
+    return buffer.raw[: _HANDLE_HEADER + ctypes.c_uint.from_buffer(buffer).value]
+
+
+def open_handle(mount_fd: int, handle: bytes, flags: int) -> int:
+    """Open the inode of *handle* on the filesystem of *mount_fd* (open_by_handle_at(2))."""
+    fd: int = _open_by_handle_at(mount_fd, handle, flags | os.O_CLOEXEC)
+    if fd < 0:
+        raise _fail()
+    return fd
+
+
+def chown(fd: int, uid: int, gid: int) -> None:
+    """Change owner and group of the inode behind *fd*; -1 leaves one alone."""
+    if _fchownat(fd, b"", uid & 0xFFFFFFFF, gid & 0xFFFFFFFF, AT_EMPTY_PATH) != 0:
+        raise _fail()
+
+
+def utime(fd: int, atime_ns: int | None, mtime_ns: int | None) -> None:
+    """Set times in nanoseconds since the epoch; ``None`` leaves one alone. Works on symbolic links."""
+    times = _Times(0, UTIME_OMIT, 0, UTIME_OMIT)
+    if atime_ns is not None:
+        times.atime, times.atime_ns = divmod(atime_ns, 1_000_000_000)
+    if mtime_ns is not None:
+        times.mtime, times.mtime_ns = divmod(mtime_ns, 1_000_000_000)
+    if _utimensat(fd, b"", ctypes.byref(times), AT_EMPTY_PATH) != 0:
+        raise _fail()
+
+
+def link(fd: int, newdir: int, newname: bytes) -> None:
+    """Give the inode behind *fd* another name."""
+    if _linkat(fd, b"", newdir, newname, AT_EMPTY_PATH) == 0:
+        return
+    # AT_EMPTY_PATH takes CAP_DAC_READ_SEARCH; anybody may go through /proc
+    try:
+        os.link(b"/proc/self/fd/%d" % fd, newname, dst_dir_fd=newdir, follow_symlinks=True)
+    except OSError as e:
+        raise OSError(e.errno, e.strerror) from None
+
+
+def rename(olddir: int, oldname: bytes, newdir: int, newname: bytes, flags: int) -> None:
+    """renameat2(2)."""
+    if _renameat2(olddir, oldname, newdir, newname, flags) != 0:
+        raise _fail()
+
+
+def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
+    """fallocate(2)."""
+    if _fallocate(fd, mode, offset, length) != 0:
+        raise _fail()
+
+
+def syncfs(fd: int) -> None:
+    """Write the filesystem that *fd* is on to its disk."""
+    if _syncfs(fd) != 0:
+        raise _fail()
+
+
+def directory_entries(fd: int) -> list[tuple[bytes, int, int]]:
+    """All names of the open directory *fd*, ``.`` and ``..`` too, with inode number and ``DT_*`` type."""
+    os.lseek(fd, 0, os.SEEK_SET)
+    buffer = ctypes.create_string_buffer(1 << 16)
+    found: list[tuple[bytes, int, int]] = []
+    while (size := _getdents64(fd, buffer, 1 << 16)) > 0:
+        raw = ctypes.string_at(buffer, size)
+        at = 0
+        while at < size:
+            # struct linux_dirent64: u64 ino, s64 off, u16 reclen, u8 type, name
+            length = raw[at + 16] | raw[at + 17] << 8
+            found.append(
+                (raw[at + 19 : raw.index(0, at + 19)], int.from_bytes(raw[at : at + 8], "little"), raw[at + 18])
+            )
+            at += length
+    if size < 0:
+        raise _fail()
+    return found

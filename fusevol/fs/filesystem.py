@@ -1,0 +1,373 @@
+"""One served directory tree: a method per FUSE operation.
+
+Synchronous and thread-safe. Names are bytes; nodes and file handles are numbers; failures are ``OSError`` with the
+errno for the caller. Who may do what has been decided by the kernel of the mount (``default_permissions``), which has
+applied the umask as well, and removes setuid and setgid bits on write, truncation and change of owner by a SETATTR
+of its own (fuse_setattr in fs/fuse/dir.c, as FUSE_HANDLE_KILLPRIV is not negotiated).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from typing import Final, NamedTuple
+
+from fusevol.fs import _libc
+from fusevol.fs.accounting import Accounts
+from fusevol.fs.files import Handles, OpenDirectory, OpenFile
+from fusevol.fs.identity import Identity
+from fusevol.fs.names import DROPPED, Names, failure
+from fusevol.fs.nodes import Node, Nodes
+from fusevol.fs.types import CACHE_EXCLUSIVE, CachePolicy, Caller, DirEntry, Quota, SetAttr, StatFs, Usage
+
+_FD: Final = b"/proc/self/fd/%d"
+_XATTR_BLOCKS: Final = 2
+
+
+class FsStats(NamedTuple):
+    """What a filesystem holds now."""
+
+    nodes: int
+    open_files: int
+    open_dirs: int
+    descriptors: int
+    """O_PATH descriptors of nodes; open files and directories have their own beside these."""
+
+
+class FileSystem(Names):
+    """The tree below the directory *source*.
+
+    *quota* is asked before anything grows. *descriptors* bounds the O_PATH descriptors that cached inodes hold.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        *,
+        cache: CachePolicy = CACHE_EXCLUSIVE,
+        quota: Quota | None = None,
+        read_only: bool = False,
+        devices: bool = False,
+        descriptors: int = 2048,
+    ) -> None:
+        self.cache = cache
+        self._nodes = Nodes(source, descriptors)
+        self._accounts = Accounts(quota, self._nodes) if quota is not None else None
+        self._identity = Identity()
+        self._files: Handles[OpenFile] = Handles()
+        self._dirs: Handles[OpenDirectory] = Handles()
+        self._read_only = read_only
+        self._devices = devices
+
+    def __repr__(self) -> str:
+        return f"<FileSystem {self.stats()} read_only={self._read_only}>"
+
+    # -- attributes ---------------------------------------------------------------------------------------------------
+
+    def getattr(self, node: int, fh: int | None = None) -> os.stat_result:
+        """Attributes of *node*."""
+        if fh is not None:
+            return os.fstat(self._files.get(fh).fd)
+        nodes = self._nodes
+        found = nodes.get(node)
+        fd = nodes.pin(found)
+        try:
+            return os.fstat(fd)
+        finally:
+            nodes.unpin(found)
+
+    def setattr(self, node: int, change: SetAttr, fh: int | None, caller: Caller) -> os.stat_result:  # noqa: ARG002  # the contract's
+        """Change what *change* names, and return the attributes then."""
+        self._may_write()
+        nodes = self._nodes
+        found = nodes.get(node)
+        fd = nodes.pin(found)
+        try:
+            if change.size is not None:
+                file = self._files.get(fh) if fh is not None else None
+                self._truncate(found, fd, file if file is not None and file.writable else None, change.size)
+            if change.uid is not None or change.gid is not None:
+                # before the mode: it clears setuid and setgid bits, which the mode may set again
+                uid = -1 if change.uid is None else change.uid
+                _libc.chown(fd, uid, -1 if change.gid is None else change.gid)
+            if change.mode is not None:
+                self._chmod(found, fd, stat.S_IMODE(change.mode))
+            if change.atime_ns is not None or change.mtime_ns is not None:
+                _libc.utime(fd, change.atime_ns, change.mtime_ns)
+            return os.fstat(fd)
+        finally:
+            nodes.unpin(found)
+
+    def _chmod(self, node: Node, fd: int, mode: int) -> None:
+        if stat.S_ISLNK(os.fstat(fd).st_mode):
+            raise failure(errno.EOPNOTSUPP)
+        if self._accounts is None:
+            os.chmod(_FD % fd, mode)
+            return
+        with self._accounts.change([(node, fd)]):  # an ACL may be rewritten
+            os.chmod(_FD % fd, mode)
+
+    def _truncate(self, node: Node, fd: int, file: OpenFile | None, size: int) -> None:
+        where: int | bytes = file.fd if file is not None else _FD % fd
+        if self._accounts is None:
+            os.truncate(where, size)
+            return
+        with self._accounts.change([(node, fd)]):
+            os.truncate(where, size)
+
+    def readlink(self, node: int) -> bytes:
+        """The target of a symbolic link."""
+        nodes = self._nodes
+        found = nodes.get(node)
+        fd = nodes.pin(found)
+        try:
+            return os.readlink(b"", dir_fd=fd)
+        finally:
+            nodes.unpin(found)
+
+    def statfs(self, node: int) -> StatFs:  # noqa: ARG002  # all of it is one volume
+        """Sizes as the quota shows them: the limit, what is used, the smaller of what is left here and in the pool."""
+        v = os.fstatvfs(self._nodes.mount_fd)
+        found = StatFs(
+            v.f_bsize, v.f_frsize, v.f_blocks, v.f_bfree, v.f_bavail, v.f_files, v.f_ffree, v.f_favail, v.f_namemax
+        )
+        if self._accounts is None:
+            return found
+        usage = self._accounts.usage()
+        if usage.limit_bytes is not None:
+            unit = 4096 if usage.limit_bytes % 4096 == 0 else 512
+            blocks = usage.limit_bytes // unit
+            left = max(0, blocks - -(-usage.used_bytes // unit))
+            pool = v.f_bavail * v.f_frsize // unit
+            found = found._replace(bsize=4096, frsize=unit, blocks=blocks, bfree=left, bavail=min(left, pool))
+        if usage.limit_inodes is not None:
+            left = max(0, usage.limit_inodes - usage.used_inodes)
+            # btrfs has no count of inodes and says 0
+            available = min(left, v.f_favail) if v.f_files else left
+            found = found._replace(files=usage.limit_inodes, ffree=left, favail=available)
+        return found
+
+    # -- extended attributes ------------------------------------------------------------------------------------------
+
+    def getxattr(self, node: int, name: bytes) -> bytes:
+        """The value of an extended attribute of any namespace."""
+        nodes = self._nodes
+        found = nodes.get(node)
+        fd = nodes.pin(found)
+        try:
+            return os.getxattr(_FD % fd, name)
+        except OSError as e:
+            raise OSError(e.errno, e.strerror) from None
+        finally:
+            nodes.unpin(found)
+
+    def listxattr(self, node: int) -> list[bytes]:
+        """The names of the extended attributes."""
+        nodes = self._nodes
+        found = nodes.get(node)
+        fd = nodes.pin(found)
+        try:
+            return [os.fsencode(name) for name in os.listxattr(_FD % fd)]
+        finally:
+            nodes.unpin(found)
+
+    def setxattr(self, node: int, name: bytes, value: bytes, flags: int) -> None:
+        """Set an extended attribute; *flags* are XATTR_CREATE and XATTR_REPLACE."""
+        self._may_write()
+        nodes, accounts = self._nodes, self._accounts
+        found = nodes.get(node)
+        fd = nodes.pin(found)
+        try:
+            if accounts is None:
+                os.setxattr(_FD % fd, name, value, flags)
+            else:
+                with accounts.change([(found, fd)], _XATTR_BLOCKS + -(-len(value) // accounts.block)):
+                    os.setxattr(_FD % fd, name, value, flags)
+        finally:
+            nodes.unpin(found)
+
+    def removexattr(self, node: int, name: bytes) -> None:
+        """Remove an extended attribute."""
+        self._may_write()
+        nodes, accounts = self._nodes, self._accounts
+        found = nodes.get(node)
+        fd = nodes.pin(found)
+        try:
+            if accounts is None:
+                os.removexattr(_FD % fd, name)
+            else:
+                with accounts.change([(found, fd)]):
+                    os.removexattr(_FD % fd, name)
+        finally:
+            nodes.unpin(found)
+
+    # -- files --------------------------------------------------------------------------------------------------------
+
+    def open(self, node: int, flags: int) -> int:
+        """Open a regular file; returns its handle. Special files are the kernel's business and never come here."""
+        writable = flags & os.O_ACCMODE != os.O_RDONLY
+        if writable or flags & os.O_TRUNC:
+            self._may_write()
+        nodes = self._nodes
+        found = nodes.get(node)
+        path = nodes.pin(found)
+        try:
+            mode = os.fstat(path).st_mode
+            if not stat.S_ISREG(mode):
+                raise failure(
+                    errno.EISDIR if stat.S_ISDIR(mode) else errno.ELOOP if stat.S_ISLNK(mode) else errno.ENXIO
+                )
+            fd = os.open(_FD % path, flags & ~(DROPPED | os.O_TRUNC) | os.O_CLOEXEC)
+            try:
+                if flags & os.O_TRUNC:
+                    self._truncate(found, path, None, 0)
+            except BaseException:
+                os.close(fd)
+                raise
+            nodes.hold(found)
+        finally:
+            nodes.unpin(found)
+        return self._files.add(OpenFile(found, fd, writable=writable))
+
+    def read(self, fh: int, size: int, offset: int) -> bytes:
+        """Up to *size* bytes from *offset*."""
+        return os.pread(self._files.get(fh).fd, size, offset)
+
+    def write(self, fh: int, offset: int, data: bytes) -> int:
+        """Write *data* at *offset*; returns how much of it, which is less than all where only that fits the quota."""
+        file = self._files.get(fh)
+        if self._read_only:
+            raise failure(errno.EROFS)
+        if self._accounts is None:
+            return os.pwrite(file.fd, data, offset)
+        return self._accounts.write(file.node, file.fd, offset, data)
+
+    def flush(self, fh: int) -> None:
+        """A descriptor of the file is closed. Errors of delayed writes are told by the backing close."""
+        os.close(os.dup(self._files.get(fh).fd))
+
+    def release(self, fh: int) -> None:
+        """The last descriptor of an open file is closed."""
+        file = self._files.pop(fh)
+        try:
+            if self._accounts is not None and file.writable:
+                self._accounts.measure(file.node, file.fd)
+        finally:
+            os.close(file.fd)
+            self._nodes.let_go(file.node)
+            if self._accounts is not None:
+                self._accounts.collect()
+
+    def fsync(self, fh: int, datasync: bool) -> None:
+        """Write a file to its disk."""
+        file = self._files.get(fh)
+        if datasync:
+            os.fdatasync(file.fd)
+        else:
+            os.fsync(file.fd)
+        if self._accounts is not None:
+            self._accounts.measure(file.node, file.fd)
+
+    def fallocate(self, fh: int, mode: int, offset: int, length: int) -> None:
+        """fallocate(2) with any mode that the backing store has."""
+        self._may_write()
+        file = self._files.get(fh)
+        if self._accounts is None:
+            _libc.fallocate(file.fd, mode, offset, length)
+        else:
+            self._accounts.allocate(file.node, file.fd, mode, offset, length)
+
+    def lseek(self, fh: int, offset: int, whence: int) -> int:
+        """Where data or a hole begins: *whence* is SEEK_DATA or SEEK_HOLE."""
+        if whence not in {os.SEEK_DATA, os.SEEK_HOLE}:
+            raise failure(errno.EINVAL)
+        return os.lseek(self._files.get(fh).fd, offset, whence)
+
+    def copy_file_range(self, fh: int, offset: int, newfh: int, newoffset: int, size: int) -> int:
+        """copy_file_range(2); returns how much was copied. With a quota by reading and writing, which is charged."""
+        self._may_write()
+        source, target = self._files.get(fh), self._files.get(newfh)
+        if self._accounts is None:
+            return os.copy_file_range(source.fd, target.fd, size, offset, newoffset)
+        data = os.pread(source.fd, min(size, 1 << 20), offset)
+        return self._accounts.write(target.node, target.fd, newoffset, data)
+
+    # -- directories --------------------------------------------------------------------------------------------------
+
+    def opendir(self, node: int) -> int:
+        """Open a directory; returns its handle."""
+        nodes = self._nodes
+        found = nodes.get(node)
+        path = nodes.pin(found)
+        try:
+            fd = os.open(_FD % path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            nodes.hold(found)
+        finally:
+            nodes.unpin(found)
+        return self._dirs.add(OpenDirectory(found, fd))
+
+    def readdir(self, fh: int, offset: int) -> Iterator[DirEntry]:
+        """Names after *offset*, ``.`` and ``..`` included, as they were when *offset* was last 0."""
+        directory = self._dirs.get(fh)
+        if offset == 0 or directory.entries is None:
+            directory.entries = _libc.directory_entries(directory.fd)
+        entries = directory.entries
+        for at in range(offset, len(entries)):
+            name, ino, kind = entries[at]
+            yield DirEntry(name, ino, kind, at + 1)
+
+    def releasedir(self, fh: int) -> None:
+        """Close a directory."""
+        directory = self._dirs.pop(fh)
+        os.close(directory.fd)
+        self._nodes.let_go(directory.node)
+        if self._accounts is not None:
+            self._accounts.collect()
+
+    def fsyncdir(self, fh: int, datasync: bool) -> None:
+        """Write a directory to its disk."""
+        fd = self._dirs.get(fh).fd
+        if datasync:
+            os.fdatasync(fd)
+        else:
+            os.fsync(fd)
+
+    # -- the whole ----------------------------------------------------------------------------------------------------
+
+    def set_read_only(self, value: bool) -> None:
+        """Refuse changes from now on with EROFS, or allow them."""
+        self._read_only = value
+
+    def settle(self) -> None:
+        """Make the quota exact for blocks that the backing store moved by itself."""
+        if self._accounts is not None:
+            self._accounts.settle()
+
+    def drain(self) -> None:
+        """Write everything to the disk of the backing store, and settle the accounts for good."""
+        if self._accounts is not None:
+            self._accounts.drain()
+        else:
+            _libc.syncfs(self._nodes.mount_fd)
+
+    def usage(self) -> Usage | None:
+        """What is used, settled; ``None`` without a quota."""
+        return self._accounts.usage() if self._accounts is not None else None
+
+    def stats(self) -> FsStats:
+        """Counts of what is held."""
+        return FsStats(len(self._nodes), len(self._files), len(self._dirs), self._nodes.descriptors())
+
+    def close(self) -> None:
+        """Give back everything; the accounts are settled before. Nothing may be called afterwards."""
+        for file in self._files.values():
+            os.close(file.fd)
+        for directory in self._dirs.values():
+            os.close(directory.fd)
+        self._nodes.end()
+        if self._accounts is not None:
+            self._accounts.collect()
+            self._accounts.drain()
+        self._nodes.close()

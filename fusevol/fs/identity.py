@@ -1,0 +1,102 @@
+"""Creating things as the caller, so that owner, setgid directories and backing quotas are right from the start.
+
+Only the identity for file access changes (setfsuid(2), setfsgid(2)), for the calling thread only, and the capabilities
+that the kernel takes away with it are taken back: whether the caller may do this has been decided by the kernel of the
+mount (``default_permissions``), and the backing store must not decide again, with other groups and other ancestors.
+CAP_FSETID being kept, supplementary groups do not matter: an S_ISGID bit that the caller may not set has been removed
+from ``mode`` by the kernel before it asked (vfs_prepare_mode), so /proc/PID/status need not be read.
+
+A server that may not change identity (unprivileged) creates everything as itself.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from types import TracebackType
+from typing import Final
+
+from fusevol.fs.types import Caller
+
+_libc: Final = ctypes.CDLL(None, use_errno=True)
+_libc.setfsuid.argtypes = _libc.setfsgid.argtypes = (ctypes.c_uint,)
+_VERSION_3: Final = 0x20080522
+_CAP_SETGID, _CAP_SETUID = 6, 7
+
+
+class _Header(ctypes.Structure):
+    _fields_ = (("version", ctypes.c_uint32), ("pid", ctypes.c_int))
+
+
+class _Data(ctypes.Structure):
+    _fields_ = (("effective", ctypes.c_uint32), ("permitted", ctypes.c_uint32), ("inheritable", ctypes.c_uint32))
+
+
+class _As:
+    """Within it the calling thread creates files as *uid* and *gid*."""
+
+    __slots__ = ("_gid", "_identity", "_uid")
+
+    def __init__(self, identity: Identity, uid: int, gid: int) -> None:
+        self._identity = identity
+        self._uid = uid
+        self._gid = gid
+
+    def __enter__(self) -> None:
+        identity = self._identity
+        if self._gid != identity.gid:
+            _libc.setfsgid(self._gid)
+        if self._uid != identity.uid:
+            _libc.setfsuid(self._uid)
+            if identity.uid == 0:
+                identity.restore_capabilities()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        identity = self._identity
+        if self._uid != identity.uid:
+            _libc.setfsuid(identity.uid)
+        if self._gid != identity.gid:
+            _libc.setfsgid(identity.gid)
+
+
+class _Nobody:
+    """Within it nothing changes."""
+
+    __slots__ = ()
+
+    def __enter__(self) -> None:
+        """Nothing to do."""
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        """Nothing to undo."""
+
+
+_SAME: Final = _Nobody()
+
+
+class Identity:
+    """Who the server is, and whether it may act as others. Made on any thread, used on all."""
+
+    __slots__ = ("_data", "_header", "able", "gid", "uid")
+
+    def __init__(self) -> None:
+        self.uid = os.geteuid()
+        self.gid = os.getegid()
+        self._header = _Header(_VERSION_3, 0)
+        self._data = (_Data * 2)()
+        _libc.capget(ctypes.byref(self._header), ctypes.byref(self._data))
+        wanted = 1 << _CAP_SETGID | 1 << _CAP_SETUID
+        self.able = self._data[0].effective & wanted == wanted
+
+    def restore_capabilities(self) -> None:
+        """Take back the effective capabilities that a change of fsuid away from 0 removed."""
+        header = _Header(_VERSION_3, 0)
+        if _libc.capset(ctypes.byref(header), ctypes.byref(self._data)) != 0:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number))
+
+    def of(self, caller: Caller) -> _As | _Nobody:
+        """A context in which this thread creates files as *caller*."""
+        if not self.able or (caller.uid == self.uid and caller.gid == self.gid):
+            return _SAME
+        return _As(self, caller.uid, caller.gid)

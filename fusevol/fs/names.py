@@ -1,0 +1,261 @@
+"""Operations on names: looking up, making, linking, renaming, removing."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from typing import Final
+
+from fusevol.fs import _libc
+from fusevol.fs.accounting import INODE_COST, NAME_COST, Accounts
+from fusevol.fs.files import Handles, OpenFile
+from fusevol.fs.identity import Identity
+from fusevol.fs.nodes import Node, Nodes
+from fusevol.fs.types import Caller, Entry
+
+_NAME_MAX: Final = 255
+_RDWR_CREAT: Final = os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+DROPPED: Final = os.O_CREAT | os.O_EXCL | os.O_NOCTTY | os.O_NOFOLLOW | os.O_APPEND | os.O_DIRECT | os.O_NONBLOCK
+"""Flags that are the kernel's business: it gives the offset of an append, and bypasses its own cache for O_DIRECT
+(passing that on would demand aligned buffers of us, and gain nothing)."""
+
+
+def failure(number: int) -> OSError:
+    """An ``OSError`` of errno *number*."""
+    return OSError(number, os.strerror(number))
+
+
+def check(name: bytes) -> None:
+    """Refuse what is not a single component."""
+    if len(name) > _NAME_MAX:
+        raise failure(errno.ENAMETOOLONG)
+    if not name or name in {b".", b".."} or b"/" in name or b"\0" in name:
+        raise failure(errno.EINVAL)
+
+
+class Names(ABC):
+    """The part of a filesystem that deals with names. See :class:`fusevol.fs.FileSystem`."""
+
+    _nodes: Nodes
+    _files: Handles[OpenFile]
+    _accounts: Accounts | None
+    _identity: Identity
+    _read_only: bool
+    _devices: bool
+
+    def _may_write(self) -> None:
+        if self._read_only:
+            raise failure(errno.EROFS)
+
+    @contextlib.contextmanager
+    def _victim(self, parent: Node, above: int, name: bytes) -> Iterator[tuple[Node, int, os.stat_result]]:
+        """The inode behind *name*, known and with a descriptor while its name goes."""
+        node, st = self._nodes.find(parent, above, name)
+        try:
+            fd = self._nodes.pin(node)
+            try:
+                yield node, fd, st
+            finally:
+                self._nodes.unpin(node)
+        finally:
+            self._nodes.forget(node, 1)
+            if self._accounts is not None:
+                self._accounts.collect()
+
+    def _lost_name(self, node: Node, fd: int, st: os.stat_result, parent: Node, name: bytes) -> None:
+        last = stat.S_ISDIR(st.st_mode) or os.fstat(fd).st_nlink == 0
+        self._nodes.removed(node, parent, name, last=last)
+
+    def lookup(self, parent: int, name: bytes) -> Entry:
+        """The inode called *name*. Raises ``OSError``."""
+        check(name)
+        nodes = self._nodes
+        above = nodes.get(parent)
+        fd = nodes.pin(above)
+        try:
+            node, st = nodes.find(above, fd, name)
+        finally:
+            nodes.unpin(above)
+        return Entry(node.number, node.generation, st)
+
+    def forget(self, node: int, count: int) -> None:
+        """The kernel gives *count* lookups of *node* back. Of a node that is not known: nothing."""
+        with contextlib.suppress(OSError):
+            self._nodes.forget(self._nodes.get(node), count)
+        accounts = self._accounts
+        if accounts is not None:
+            accounts.collect()
+            if accounts.crowded():
+                accounts.drain()
+
+    def _make(self, parent: int, name: bytes, caller: Caller, make: Callable[[int], None]) -> Entry:
+        """Make *name* by *make*, which is given the parent's descriptor and runs as the caller."""
+        self._may_write()
+        check(name)
+        nodes, accounts = self._nodes, self._accounts
+        above = nodes.get(parent)
+        fd = nodes.pin(above)
+        try:
+            if accounts is None:
+                with self._identity.of(caller):
+                    make(fd)
+                node, st = nodes.find(above, fd, name)
+            else:
+                self._refuse_existing(fd, name)
+                with accounts.change([(above, fd)], NAME_COST + INODE_COST, 1) as change:
+                    with self._identity.of(caller):
+                        make(fd)
+                    node, st = nodes.find(above, fd, name)
+                    change.added(node, st)
+        finally:
+            nodes.unpin(above)
+        return Entry(node.number, node.generation, st)
+
+    @staticmethod
+    def _refuse_existing(fd: int, name: bytes) -> None:
+        """EEXIST comes before ENOSPC, as on other filesystems."""
+        with contextlib.suppress(FileNotFoundError):
+            os.stat(name, dir_fd=fd, follow_symlinks=False)
+            raise failure(errno.EEXIST)
+
+    def mknod(self, parent: int, name: bytes, mode: int, rdev: int, caller: Caller) -> Entry:
+        """Make a file of any type but directory and symbolic link. Devices where the volume allows them, else EPERM."""
+        if stat.S_IFMT(mode) in {stat.S_IFBLK, stat.S_IFCHR} and not self._devices:
+            raise failure(errno.EPERM)
+        return self._make(parent, name, caller, lambda fd: os.mknod(name, mode, rdev, dir_fd=fd))
+
+    def mkdir(self, parent: int, name: bytes, mode: int, caller: Caller) -> Entry:
+        """Make a directory."""
+        return self._make(parent, name, caller, lambda fd: os.mkdir(name, mode, dir_fd=fd))
+
+    def symlink(self, parent: int, name: bytes, target: bytes, caller: Caller) -> Entry:
+        """Make a symbolic link to *target*."""
+        return self._make(parent, name, caller, lambda fd: os.symlink(target, name, dir_fd=fd))
+
+    def create(self, parent: int, name: bytes, mode: int, flags: int, caller: Caller) -> tuple[Entry, int]:
+        """Make and open a regular file; one that exists is opened, unless *flags* has O_EXCL."""
+        opened = -1
+
+        def make(fd: int) -> None:
+            nonlocal opened
+            opened = os.open(name, flags & ~(DROPPED | os.O_TRUNC) | _RDWR_CREAT, mode & 0o7777, dir_fd=fd)
+
+        try:
+            entry = self._make(parent, name, caller, make)
+        except FileExistsError:
+            if flags & os.O_EXCL or opened >= 0:
+                if opened >= 0:
+                    os.close(opened)
+                raise
+            entry = self.lookup(parent, name)
+            try:
+                return entry, self.open(entry.node, flags)
+            except BaseException:
+                self.forget(entry.node, 1)
+                raise
+        except BaseException:
+            if opened >= 0:
+                os.close(opened)
+            raise
+        node = self._nodes.get(entry.node)
+        self._nodes.hold(node)
+        writable = flags & os.O_ACCMODE != os.O_RDONLY
+        return entry, self._files.add(OpenFile(node, opened, writable=writable))
+
+    @abstractmethod
+    def open(self, node: int, flags: int) -> int:
+        """Open a regular file; returns its handle."""
+
+    def link(self, node: int, newparent: int, newname: bytes) -> Entry:
+        """Give *node* another name."""
+        self._may_write()
+        check(newname)
+        nodes, accounts = self._nodes, self._accounts
+        source, above = nodes.get(node), nodes.get(newparent)
+        fd = nodes.pin(source)
+        try:
+            up = nodes.pin(above)
+            try:
+                if accounts is None:
+                    _libc.link(fd, up, newname)
+                else:
+                    self._refuse_existing(up, newname)
+                    with accounts.change([(above, up)], NAME_COST):
+                        _libc.link(fd, up, newname)
+                found, st = nodes.find(above, up, newname)
+            finally:
+                nodes.unpin(above)
+        finally:
+            nodes.unpin(source)
+        return Entry(found.number, found.generation, st)
+
+    def unlink(self, parent: int, name: bytes) -> None:
+        """Remove *name*, which is not a directory's."""
+        self._remove(parent, name, os.unlink)
+
+    def rmdir(self, parent: int, name: bytes) -> None:
+        """Remove the empty directory *name*."""
+        self._remove(parent, name, os.rmdir)
+
+    def _remove(self, parent: int, name: bytes, remove: Callable[..., None]) -> None:
+        self._may_write()
+        check(name)
+        nodes, accounts = self._nodes, self._accounts
+        above = nodes.get(parent)
+        up = nodes.pin(above)
+        try:
+            with self._victim(above, up, name) as (node, fd, st):
+                if accounts is None:
+                    remove(name, dir_fd=up)
+                else:
+                    with accounts.change([(above, up), (node, fd)]):
+                        remove(name, dir_fd=up)
+                self._lost_name(node, fd, st, above, name)
+        finally:
+            nodes.unpin(above)
+
+    def rename(self, parent: int, name: bytes, newparent: int, newname: bytes, flags: int) -> None:
+        """renameat2(2) with RENAME_NOREPLACE or RENAME_EXCHANGE; other flags are EINVAL."""
+        self._may_write()
+        check(name)
+        check(newname)
+        if flags & ~(_libc.RENAME_NOREPLACE | _libc.RENAME_EXCHANGE):
+            raise failure(errno.EINVAL)
+        nodes = self._nodes
+        above, newabove = nodes.get(parent), nodes.get(newparent)
+        up = nodes.pin(above)
+        try:
+            newup = nodes.pin(newabove)
+            try:
+                self._rename(above, up, name, newabove, newup, newname, flags)
+            finally:
+                nodes.unpin(newabove)
+        finally:
+            nodes.unpin(above)
+
+    def _rename(
+        self, above: Node, up: int, name: bytes, newabove: Node, newup: int, newname: bytes, flags: int
+    ) -> None:
+        with self._victim(above, up, name) as (moved, _fd, _st), contextlib.ExitStack() as stack:
+            over: tuple[Node, int, os.stat_result] | None = None
+            with contextlib.suppress(FileNotFoundError):
+                over = stack.enter_context(self._victim(newabove, newup, newname))
+            parts = [(above, up), (newabove, newup)]
+            if over is not None:
+                parts.append((over[0], over[1]))
+            if self._accounts is None:
+                _libc.rename(up, name, newup, newname, flags)
+            else:
+                with self._accounts.change(parts, 0 if over else NAME_COST):
+                    _libc.rename(up, name, newup, newname, flags)
+            if over is not None and over[0] is moved:
+                return  # two names of one inode: rename(2) does nothing
+            if flags & _libc.RENAME_EXCHANGE and over is not None:
+                self._nodes.renamed(over[0], above, name)
+            elif over is not None:
+                self._lost_name(*over, newabove, newname)
+            self._nodes.renamed(moved, newabove, newname)

@@ -1,0 +1,335 @@
+"""The inodes that the kernel knows, by number; and a bounded number of descriptors to reach them by.
+
+A node is an inode of the backing store, found by device and inode number, whatever names it has. It is reached by an
+O_PATH descriptor; the least recently used of these are closed, and opened again on demand by file handle
+(name_to_handle_at(2)). The handle is computed only when a descriptor is closed, which keeps it off the fast path.
+An inode whose descriptor is open cannot be freed, so its number cannot be used again; for one whose descriptor was
+closed, handles are compared, since they hold the inode's generation.
+
+Where there are no handles (backing store, or no CAP_DAC_READ_SEARCH), a node is opened again by its parent and name,
+and refused with ESTALE if another inode is found there. A node whose last known name was removed, or which is on
+another device than the root, keeps its descriptor.
+
+Lock discipline: ``_lock`` guards all fields of nodes but ``charged`` and ``moving`` (see accounting). System calls
+within it are close(2) and name_to_handle_at(2) only. Never taken by a holder's callee: nothing called within it takes
+another lock. A descriptor is used only between :meth:`pin` and :meth:`unpin`, or by who holds the table's lock.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import threading
+from collections import OrderedDict
+from typing import Final
+
+from fusevol.fs import _libc
+from fusevol.fs.types import ROOT_NODE
+
+_PATH: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+_OTHER_NUMBERS: Final = 1 << 62
+"""Where node numbers start that are not inode numbers; no filesystem in use has inode numbers of that size."""
+
+
+class Node:
+    """One inode. Fields are the table's and the accounting's; others read ``number`` and ``generation``."""
+
+    __slots__ = (
+        "charged",
+        "fd",
+        "generation",
+        "handle",
+        "key",
+        "lock",
+        "lookups",
+        "moving",
+        "name",
+        "number",
+        "opens",
+        "parent",
+        "pins",
+        "unlinked",
+    )
+
+    def __init__(self, number: int, generation: int, key: tuple[int, int], fd: int) -> None:
+        self.number = number
+        self.generation = generation
+        self.key = key
+        self.fd = fd
+        self.lookups = 0
+        self.opens = 0
+        self.pins = 0
+        self.handle: bytes | None = None
+        self.parent: Node | None = None
+        self.name: bytes | None = None
+        self.unlinked = False
+        self.charged = -1
+        self.moving = False
+        self.lock: threading.Lock | None = None
+
+    def __repr__(self) -> str:
+        return f"<Node {self.number} fd={self.fd} lookups={self.lookups} opens={self.opens} pins={self.pins}>"
+
+
+def stale() -> OSError:
+    """The error for an inode that is gone."""
+    return OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+
+class Nodes:
+    """The table. Thread-safe."""
+
+    def __init__(self, source: str, descriptors: int) -> None:
+        self._lock = threading.Lock()
+        self._limit = max(descriptors, 16)
+        self._generation = 1
+        self._other = _OTHER_NUMBERS
+        self._mount = os.open(source, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        fd = os.open(source, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        st = os.fstat(fd)
+        self.root = Node(ROOT_NODE, 0, (st.st_dev, st.st_ino), fd)
+        self.root.lookups = 1
+        self._device = st.st_dev
+        self._by_number: dict[int, Node] = {ROOT_NODE: self.root}
+        self._by_key: dict[tuple[int, int], Node] = {self.root.key: self.root}
+        self._open: OrderedDict[Node, None] = OrderedDict()
+        self.handles = self._have_handles()
+        self.gone: list[Node] = []
+        """Unlinked nodes that nobody knows any longer, whose space is free now: the accounting takes them."""
+
+    def _have_handles(self) -> bool:
+        try:
+            os.close(_libc.open_handle(self._mount, _libc.file_handle(self.root.fd), os.O_PATH))
+        except OSError:
+            return False
+        return True
+
+    @property
+    def mount_fd(self) -> int:
+        """A descriptor of the root directory, open for reading."""
+        return self._mount
+
+    def __len__(self) -> int:
+        return len(self._by_number)
+
+    def descriptors(self) -> int:
+        """How many O_PATH descriptors are open, the root's included."""
+        return len(self._open) + 1
+
+    def get(self, number: int) -> Node:
+        """The node of *number*. Raises ``OSError(ESTALE)`` if there is none."""
+        try:
+            return self._by_number[number]
+        except KeyError:
+            raise stale() from None
+
+    # -- descriptors --------------------------------------------------------------------------------------------------
+
+    def pin(self, node: Node) -> int:
+        """A descriptor of *node* that stays open until :meth:`unpin`. Raises ``OSError``."""
+        with self._lock:
+            node.pins += 1
+            fd = node.fd
+            if fd >= 0:
+                if node is not self.root:
+                    self._open.move_to_end(node)
+                return fd
+        try:
+            return self._reopen(node)
+        except BaseException:
+            self.unpin(node)
+            raise
+
+    def unpin(self, node: Node) -> None:
+        """The end of :meth:`pin`."""
+        with self._lock:
+            node.pins -= 1
+            if not node.pins and not node.lookups and not node.opens:
+                self._drop(node)
+
+    def _reopen(self, node: Node) -> int:
+        fd = self._open_again(node)
+        with self._lock:
+            if node.fd >= 0:  # another thread was faster
+                os.close(fd)
+                return node.fd
+            node.fd = fd
+            self._open[node] = None
+            self._evict()
+            return fd
+
+    def _open_again(self, node: Node) -> int:
+        if node.handle is not None:
+            return _libc.open_handle(self._mount, node.handle, os.O_PATH)
+        parent, name = node.parent, node.name
+        if parent is None or name is None:
+            raise stale()
+        above = self.pin(parent)
+        try:
+            fd = os.open(name, _PATH, dir_fd=above)
+        except FileNotFoundError:
+            raise stale() from None
+        finally:
+            self.unpin(parent)
+        st = os.fstat(fd)
+        if (st.st_dev, st.st_ino) != node.key:
+            os.close(fd)
+            raise stale()
+        return fd
+
+    def _evict(self) -> None:
+        """Close what is used least until the limit holds. Called with the lock."""
+        tries = min(len(self._open), 64)
+        while len(self._open) > self._limit and tries:
+            tries -= 1
+            node = next(iter(self._open))
+            if node.pins or node.unlinked or not self._can_reopen(node):
+                self._open.move_to_end(node)
+                continue
+            del self._open[node]
+            os.close(node.fd)
+            node.fd = -1
+
+    def _can_reopen(self, node: Node) -> bool:
+        if node.handle is not None:
+            return True
+        if node.key[0] != self._device:
+            return False
+        if not self.handles:
+            return node.name is not None
+        try:
+            node.handle = _libc.file_handle(node.fd)
+        except OSError:
+            return False
+        return True
+
+    # -- finding ------------------------------------------------------------------------------------------------------
+
+    def find(self, parent: Node, above: int, name: bytes) -> tuple[Node, os.stat_result]:
+        """Look *name* up in *parent*, whose descriptor is *above*; the node has one lookup more. Raises ``OSError``."""
+        fd = os.open(name, _PATH, dir_fd=above)
+        try:
+            st = os.fstat(fd)
+            return self._enter(fd, st, parent, name), st
+        except BaseException:
+            os.close(fd)
+            raise
+
+    def _enter(self, fd: int, st: os.stat_result, parent: Node, name: bytes) -> Node:
+        key = (st.st_dev, st.st_ino)
+        with self._lock:
+            node = self._by_key.get(key)
+            if node is not None and node.fd < 0 and not self._same(node, fd):
+                self._by_key.pop(
+                    key
+                )  # the inode was freed and its number used again; the kernel may still know the old
+                node = None
+            if node is None:
+                number = st.st_ino
+                if number <= ROOT_NODE or number in self._by_number:
+                    self._other += 1
+                    number = self._other
+                self._generation += 1
+                node = Node(number, self._generation, key, fd)
+                self._by_number[number] = self._by_key[key] = node
+                self._open[node] = None
+            elif node.fd < 0:
+                node.fd = fd
+                self._open[node] = None
+            else:
+                os.close(fd)
+                if node is not self.root:
+                    self._open.move_to_end(node)
+            node.lookups += 1
+            if not self.handles:
+                node.parent, node.name = parent, name
+            if len(self._open) > self._limit:
+                node.pins += 1
+                self._evict()
+                node.pins -= 1
+            return node
+
+    @staticmethod
+    def _same(node: Node, fd: int) -> bool:
+        return node.handle is None or node.handle == _libc.file_handle(fd)
+
+    # -- counts -------------------------------------------------------------------------------------------------------
+
+    def hold(self, node: Node) -> None:
+        """Count one open file or directory of *node*."""
+        with self._lock:
+            node.opens += 1
+
+    def let_go(self, node: Node) -> None:
+        """The end of :meth:`hold`."""
+        with self._lock:
+            node.opens -= 1
+            if not node.opens and not node.lookups and not node.pins:
+                self._drop(node)
+
+    def forget(self, node: Node, count: int) -> None:
+        """Take *count* lookups back; without any, and not open, the node is gone."""
+        with self._lock:
+            node.lookups = max(0, node.lookups - count) if node is not self.root else 1
+            if not node.lookups and not node.opens and not node.pins:
+                self._drop(node)
+
+    def removed(self, node: Node, parent: Node, name: bytes, *, last: bool) -> None:
+        """*name* in *parent* is no longer a name of *node*; if it was the *last* the descriptor stays until the end."""
+        with self._lock:
+            if last:
+                node.unlinked = True
+            if node.name == name and node.parent is parent:
+                node.parent = node.name = None
+
+    def renamed(self, node: Node, parent: Node, name: bytes) -> None:
+        """*node* is reached by *name* in *parent* now."""
+        if not self.handles:
+            with self._lock:
+                node.parent, node.name = parent, name
+
+    def linger(self, node: Node) -> None:
+        """Drop *node* if it was kept for its accounts only."""
+        with self._lock:
+            if not node.lookups and not node.opens and not node.pins:
+                self._drop(node)
+
+    def _drop(self, node: Node) -> None:
+        if node.moving and not node.unlinked:
+            return  # the accounting will look at it again, and calls linger()
+        if self._by_number.get(node.number) is not node:
+            return
+        del self._by_number[node.number]
+        if self._by_key.get(node.key) is node:
+            del self._by_key[node.key]
+        if node.fd >= 0:
+            self._open.pop(node, None)
+            os.close(node.fd)
+            node.fd = -1
+        if node.unlinked:
+            self.gone.append(node)
+
+    def end(self) -> None:
+        """The kernel and all files are gone: nothing is looked up or open any longer."""
+        with self._lock:
+            for node in list(self._by_number.values()):
+                if node is not self.root:
+                    node.lookups = node.opens = 0
+                    self._drop(node)
+
+    def close(self) -> None:
+        """Close all descriptors."""
+        with self._lock:
+            for node in [*self._open, self.root]:
+                os.close(node.fd)
+                node.fd = -1
+            self._open.clear()
+            self._by_number.clear()
+            self._by_key.clear()
+            os.close(self._mount)
+
+
+def is_directory(st: os.stat_result) -> bool:
+    """Whether *st* is of a directory."""
+    return stat.S_ISDIR(st.st_mode)
