@@ -16,7 +16,7 @@ from typing import Literal, Self
 
 from fusevol.errors import InvalidError
 
-__all__ = ["MAX", "Format", "Quantity", "format_bytes", "parse"]
+__all__ = ["MAX", "Format", "Quantity", "QuantityError", "format_bytes", "parse"]
 
 Format = Literal["BinarySI", "DecimalSI", "DecimalExponent"]
 
@@ -42,6 +42,15 @@ _LONGEST = 1000
 """Characters of a quantity, and the largest exponent: enough for every number that means something."""
 _EXACT = decimal.Context(prec=4 * _LONGEST, rounding=decimal.ROUND_UP)  # ROUND_UP: away from zero
 _NANO = Decimal("1e-9")
+
+
+class QuantityError(InvalidError):
+    """A text that is no quantity."""
+
+    def __init__(self, shown: str, detail: str) -> None:
+        super().__init__(f'"{shown}" is not a quantity: {detail}.')
+        self.detail = detail
+        """Kubernetes' reason and a proposal, for a message that names the field itself."""
 
 
 @functools.total_ordering
@@ -128,13 +137,13 @@ def format_bytes(count: int) -> str:
 def _written(text: str | float) -> str:
     # bool is an int to Python and never a size to a person
     if isinstance(text, bool) or not isinstance(text, str | int | float):
-        raise InvalidError(f'"{_shown(text)}" is not a quantity: write a number with a unit, such as 10Gi.')
+        raise QuantityError(_shown(text), "write a number with a unit, such as 10Gi")
     if isinstance(text, int) and abs(text) >= 1 << (3 * _LONGEST):
-        raise InvalidError("The quantity has too many digits: write at most 1000 characters.")
+        raise QuantityError("...", f"it has too many digits, write at most {_LONGEST} characters")
     # repr of a float is the shortest text that means it, thus what was written
     written = text if isinstance(text, str) else repr(text)
     if len(written) > _LONGEST:
-        raise InvalidError(f"The quantity has too many digits ({len(written)}): write at most {_LONGEST} characters.")
+        raise QuantityError(_shown(written), f"it has too many digits, write at most {_LONGEST} characters")
     return written
 
 
@@ -159,10 +168,10 @@ def _factor(written: str, suffix: str) -> tuple[Format, Decimal]:
     return "DecimalExponent", _EXACT.scaleb(Decimal(1), power)
 
 
-def _refusal(written: str, reason: str) -> InvalidError:
+def _refusal(written: str, reason: str) -> QuantityError:
     better = _proposal(written)
     hint = f"try {better}" if better else "write a number with a unit, such as 10Gi"
-    return InvalidError(f'"{_shown(written)}" is not a quantity: {reason}; {hint}.')
+    return QuantityError(_shown(written), f"{reason}; {hint}")
 
 
 def _proposal(written: str) -> str:
