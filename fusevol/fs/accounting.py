@@ -9,25 +9,32 @@ allocate is reserved, so that used plus reserved is never over the limit with an
 * XFS allocates beyond the end of a file that grows by writes, up to gigabytes, and gives it back later; btrfs
   decides at write-back whether a small file lives inside its inode. There, exactly the blocks of a write are allocated
   by fallocate(FALLOC_FL_KEEP_SIZE) before it, which prevents both.
-* ext4 counts delayed allocations at once, but a file in more than four pieces gets a block for its map at
-  write-back; so can XFS. Inodes that were written to are *moving*: they are kept, even when the kernel forgets them,
-  until they were measured after a sync. :meth:`Accounts.settle` measures them; release, fsync and drain do it.
+* ext4 counts delayed allocations at once, but a file in more than four pieces gets a block for its map at write-back.
+  Allocating first would cost each write a journal transaction. So a file that was written to *holds* a reservation for
+  such a block, and is *moving*: known, even when the kernel forgets it, until it was measured after a sync.
+* tmpfs does neither.
 
-*In tight quarters* a write is shortened to what fits. Blocks that are allocated already (found by
-SEEK_HOLE, or FIEMAP, which sees preallocated ones) need no room, so that a full volume can be overwritten in place.
+*In tight quarters*, when a reservation fails, the backing filesystem is synced, all holds are given back, and
+until there is room again every write allocates first, as on XFS. It is shortened to what fits: blocks that are
+allocated already (FIEMAP sees preallocated ones too) need no room, so that a full volume can be overwritten in place.
+If the file's map may need a block more and there is no room for it, the write stops a block earlier: being over the
+limit is worse than leaving its last block free. A file in few pieces can be filled to exactly the limit.
+
 Adding a name reserves the most that a directory can grow by: a volume within six blocks of its limit can be filled by
-writes to the last byte, but may refuse new names.
+writes to the last block, but may refuse new names.
 
 An unlinked inode is charged until the kernel has forgotten it and no file of it is open; only then its space is free.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
 import struct
 import threading
+from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
@@ -39,22 +46,26 @@ NAME_COST: Final = 4
 """Blocks by which a directory may grow for one more name: a leaf, two levels of index, a block map (ext4, XFS)."""
 INODE_COST: Final = 2
 """Blocks that a new inode may take at once: a directory's first or a symbolic link's, and inherited ACLs."""
-_LINGERING: Final = 4096
+_LINGERING: Final = 16384
+_ROOM: Final = 1 << 20
+"""Bytes left from which writes need not allocate first any longer."""
+_PIECES: Final = 256
+"""Extents for which a file's map takes a block, at least (340 on ext4, 250 on XFS)."""
 _FIEMAP: Final = 0xC020660B
 _FIEMAP_LAST: Final = 1
 _EXTENTS: Final = 64
 
 
-def _allocates_exactly(fd: int) -> bool:
-    """Whether a write on the filesystem of *fd* allocates what it covers and no more (ext4, tmpfs)."""
+def _kind(fd: int) -> str:
+    """The type of the filesystem of *fd* as in mountinfo (proc(5)); empty if it is not found there (btrfs)."""
     device = os.fstat(fd).st_dev
     wanted = f"{os.major(device)}:{os.minor(device)}"
-    with open("/proc/self/mountinfo", "rb") as lines:
+    with Path("/proc/self/mountinfo").open("rb") as lines:
         for line in lines:
             fields = line.decode(errors="replace").split()
             if fields[2] == wanted:
-                return fields[fields.index("-") + 1] in {"ext4", "tmpfs"}
-    return False
+                return fields[fields.index("-") + 1]
+    return ""
 
 
 def _no_space() -> OSError:
@@ -96,6 +107,18 @@ def _holes(fd: int, start: int, end: int) -> list[tuple[int, int]]:
     return holes
 
 
+def _pieces(fd: int) -> int:
+    """How many extents a file has; 0 where nobody can say."""
+    buffer = bytearray(32)
+    struct.pack_into("=QQIIII", buffer, 0, 0, (1 << 64) - 1, 0, 0, 0, 0)
+    try:
+        fcntl.ioctl(fd, _FIEMAP, buffer)
+    except OSError:
+        return 0
+    count: int = struct.unpack_from("=I", buffer, 20)[0]
+    return count
+
+
 def _seek(fd: int, offset: int, whence: int, end: int) -> int:
     try:
         return min(os.lseek(fd, offset, whence), end)
@@ -124,7 +147,7 @@ class Change:
 
     def __enter__(self) -> Self:
         accounts = self._accounts
-        accounts.quota.reserve(self._bytes, self._inodes)
+        accounts.reserve(self._bytes, self._inodes)
         unique = {node.number: (node, fd) for node, fd in self._parts}
         self._parts = [unique[number] for number in sorted(unique)]
         for node, _fd in self._parts:
@@ -168,7 +191,12 @@ class Accounts:
         self._moving: dict[Node, None] = {}
         self._moving_lock = threading.Lock()
         self.block = max(os.fstatvfs(nodes.mount_fd).f_bsize, 4096)
-        self._exact = _allocates_exactly(nodes.mount_fd)
+        self._kind = _kind(nodes.mount_fd)
+        self._delays = self._kind in {"ext4", "tmpfs"}
+        """Whether a write may be left to the backing store's own allocation where there is room."""
+        self._moves = self._kind != "tmpfs"
+        self._tight = False
+        self._tightening = threading.Lock()
 
     def lock_of(self, node: Node) -> threading.Lock:
         """The lock of *node*'s charge."""
@@ -184,6 +212,26 @@ class Accounts:
         """
         return Change(self, parts, blocks * self.block, inodes)
 
+    def reserve(self, nbytes: int, inodes: int) -> None:
+        """Set aside, if need be after giving back all holds. Called without locks. Raises ``OSError(ENOSPC)``."""
+        try:
+            self.quota.reserve(nbytes, inodes)
+        except OSError:
+            if self._tight or not self._moving:
+                raise
+            self._tighten()
+            self.quota.reserve(nbytes, inodes)
+
+    def _tighten(self) -> None:
+        with self._tightening:
+            if not self._tight:
+                self._tight = True
+                self.drain()
+
+    def _roomy(self) -> bool:
+        usage = self.quota.usage()
+        return usage.limit_bytes is None or usage.limit_bytes - usage.used_bytes > _ROOM + usage.limit_bytes // 64
+
     def collect(self) -> None:
         """Give back what nodes used that are gone for good."""
         gone = self._nodes.gone
@@ -192,8 +240,11 @@ class Accounts:
                 node = gone.pop()
             except IndexError:
                 return
+            if node.moving:
+                with self._moving_lock:
+                    self._moving.pop(node, None)
             if node.charged >= 0:
-                self.quota.settle(0, 0, -node.charged, -1)
+                self.quota.settle(node.hold, 0, -node.charged, -1)
 
     # -- data ---------------------------------------------------------------------------------------------------------
 
@@ -202,33 +253,72 @@ class Accounts:
         size = len(data)
         if not size:
             return 0
+        block = self.block
         end = offset + size
-        with node.lock or self.lock_of(node):
+        lock = node.lock or self.lock_of(node)
+        if self._tight and self._roomy():
+            self._tight = False
+        delays = self._delays and not self._tight
+        with lock:
             if node.charged < 0:
                 node.charged = os.fstat(fd).st_blocks * 512
-            if _seek(fd, offset, os.SEEK_HOLE, end) >= end and os.fstat(fd).st_size >= end:
+            if _seek(fd, offset, os.SEEK_HOLE, end) >= end:
                 return os.pwrite(fd, data, offset)  # every block is there
-            block = self.block
-            first, last = offset - offset % block, end + -end % block
-            wanted = last - first
-            granted = self.quota.reserve_upto(wanted, block)
-            spent = 0
-            try:
-                if granted < wanted:
-                    end = self._fitting(fd, offset, end, granted)
-                    if end <= offset:
-                        raise _no_space()
-                    data = data[: end - offset]
-                if not self._exact:
-                    self._allocate(fd, first, end + -end % block - first)
-                written = os.pwrite(fd, data, offset)
-            finally:
-                now = os.fstat(fd).st_blocks * 512
-                spent = now - node.charged
-                node.charged = now
-                self.quota.settle(granted, 0, spent, 0)
-            self._move(node)
-            return written
+            wanted = end + -end % block - (offset - offset % block)
+            hold = 0
+            if delays and self._moves:
+                hold = wanted // _PIECES // block * block + (0 if node.hold else block)
+            elif not delays:
+                wanted += block  # the map's
+            granted = self.quota.reserve_upto(wanted + hold, block)
+            if granted == wanted + hold:
+                return self._write_reserved(node, fd, offset, data, granted, hold, allocate=not delays)
+            self.quota.settle(granted, 0, 0, 0)
+        if delays:
+            self._tighten()
+        with lock:
+            return self._write_tight(node, fd, offset, data)
+
+    def _write_reserved(
+        self, node: Node, fd: int, offset: int, data: bytes, reserved: int, hold: int, *, allocate: bool
+    ) -> int:
+        """Write, and settle *reserved*, of which *hold* is kept for blocks that come later."""
+        try:
+            if allocate:
+                self._allocate(fd, offset, len(data))
+            return os.pwrite(fd, data, offset)
+        finally:
+            now = os.fstat(fd).st_blocks * 512
+            node.hold += hold
+            self.quota.settle(reserved - hold, 0, now - node.charged, 0)
+            node.charged = now
+            if self._moves:
+                self._move(node)
+
+    def _write_tight(self, node: Node, fd: int, offset: int, data: bytes) -> int:
+        block = self.block
+        end = offset + len(data)
+        need = sum(stop - start for start, stop in _holes(fd, offset - offset % block, end + -end % block))
+        granted = self.quota.reserve_upto(need + block, block) if need else 0
+        if need and granted <= need:
+            spare = block if granted and self._map_may_grow(fd, offset) else 0
+            end = self._fitting(fd, offset, end, granted - spare)
+            if end <= offset:
+                self.quota.settle(granted, 0, 0, 0)
+                raise _no_space()
+            data = data[: end - offset]
+        return self._write_reserved(node, fd, offset, data, granted, 0, allocate=need > 0)
+
+    def _map_may_grow(self, fd: int, offset: int) -> bool:
+        """Whether one more piece of the file may take a block of its own for the map."""
+        pieces = _pieces(fd)
+        if self._kind == "ext4":
+            # four pieces are in the inode; what is appended joins the last piece
+            return (3 <= pieces <= 4 and offset < os.fstat(fd).st_size) or pieces % 340 > 336
+        if self._kind == "xfs":
+            # about 21 pieces are in the inode, 9 beside extended attributes
+            return 7 <= pieces <= 24 or (pieces > 24 and pieces % 125 > 120)
+        return False
 
     def _fitting(self, fd: int, offset: int, end: int, room: int) -> int:
         """Where a write from *offset* to *end* must stop to allocate *room* bytes at most."""
@@ -250,6 +340,10 @@ class Accounts:
     def allocate(self, node: Node, fd: int, mode: int, offset: int, length: int) -> None:
         """fallocate(2), whole or not at all."""
         block = self.block
+        if not mode & _libc.FALLOC_FL_PUNCH_HOLE:
+            with contextlib.suppress(OSError):  # what is left is seen below
+                self.reserve(offset % block + length + 2 * block, 0)
+                self.quota.settle(offset % block + length + 2 * block, 0, 0, 0)
         nbytes = 0 if mode & _libc.FALLOC_FL_PUNCH_HOLE else offset % block + length + 2 * block
         with node.lock or self.lock_of(node):
             if node.charged < 0:
@@ -277,34 +371,35 @@ class Accounts:
             with self._moving_lock:
                 self._moving[node] = None
 
-    def measure(self, node: Node, fd: int) -> None:
-        """Account for what *node* uses now, if it is known what it used."""
+    def measure(self, node: Node, fd: int, *, synced: bool = False) -> None:
+        """Account for what *node* uses now, if it is known what it used. *synced*: it needs no hold any longer."""
         if node.charged < 0:
             return
         with node.lock or self.lock_of(node):
             now = os.fstat(fd).st_blocks * 512
-            if now != node.charged:
-                self.quota.settle(0, 0, now - node.charged, 0)
+            if now != node.charged or (synced and node.hold):
+                hold = node.hold if synced and not node.moving else 0
+                node.hold -= hold
+                self.quota.settle(hold, 0, now - node.charged, 0)
                 node.charged = now
 
-    def settle(self, *, synced: bool = False) -> None:
-        """Measure all inodes whose blocks may have moved. *synced*: nothing of them can move after this."""
+    def settle(self) -> None:
+        """Measure all inodes whose blocks may have moved."""
         with self._moving_lock:
             nodes = list(self._moving)
-            if synced:
-                self._moving.clear()
         for node in nodes:
-            if synced:
-                node.moving = False  # before measuring: a write from now on makes it moving again
-            try:
-                fd = self._nodes.pin(node)
-            except OSError:
-                continue  # gone
-            try:
-                self.measure(node, fd)
-            finally:
-                self._nodes.unpin(node)
+            self._look(node)
         self.collect()
+
+    def _look(self, node: Node, *, synced: bool = False) -> None:
+        try:
+            fd = self._nodes.pin(node)
+        except OSError:
+            return  # gone
+        try:
+            self.measure(node, fd, synced=synced)
+        finally:
+            self._nodes.unpin(node)
 
     def crowded(self) -> bool:
         """Whether so many inodes are moving that it is time to sync and settle."""
@@ -312,8 +407,19 @@ class Accounts:
 
     def drain(self) -> None:
         """Sync the backing filesystem and settle for good."""
-        _libc.syncfs(self._nodes.mount_fd)
-        self.settle(synced=True)
+        with self._moving_lock:
+            nodes = list(self._moving)
+            self._moving.clear()
+            for node in nodes:
+                self._nodes.hold(node)
+                node.moving = False  # before the sync: what is written from now on makes it moving again
+        try:
+            _libc.syncfs(self._nodes.mount_fd)
+        finally:
+            for node in nodes:
+                self._look(node, synced=True)
+                self._nodes.let_go(node)
+        self.collect()
 
     def usage(self) -> Usage:
         """The counters, settled."""

@@ -135,7 +135,7 @@ class FileSystem(Names):
         )
         if self._accounts is None:
             return found
-        usage = self._accounts.usage()
+        usage = self._accounts.quota.usage()  # not settled first: df must be quick
         if usage.limit_bytes is not None:
             unit = 4096 if usage.limit_bytes % 4096 == 0 else 512
             blocks = usage.limit_bytes // unit

@@ -10,16 +10,15 @@ Where there are no handles (backing store, or no CAP_DAC_READ_SEARCH), a node is
 and refused with ESTALE if another inode is found there. A node whose last known name was removed, or which is on
 another device than the root, keeps its descriptor.
 
-Lock discipline: ``_lock`` guards all fields of nodes but ``charged`` and ``moving`` (see accounting). System calls
-within it are close(2) and name_to_handle_at(2) only. Never taken by a holder's callee: nothing called within it takes
-another lock. A descriptor is used only between :meth:`pin` and :meth:`unpin`, or by who holds the table's lock.
+Lock discipline: ``_lock`` guards all fields of nodes but ``charged``, ``hold`` and ``moving`` (see accounting). System
+calls within it are close(2) and name_to_handle_at(2) only, and nothing called within it takes another lock. A
+descriptor is used only between :meth:`pin` and :meth:`unpin`, or by who holds the table's lock.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-import stat
 import threading
 from collections import OrderedDict
 from typing import Final
@@ -40,6 +39,7 @@ class Node:
         "fd",
         "generation",
         "handle",
+        "hold",
         "key",
         "lock",
         "lookups",
@@ -65,6 +65,7 @@ class Node:
         self.name: bytes | None = None
         self.unlinked = False
         self.charged = -1
+        self.hold = 0
         self.moving = False
         self.lock: threading.Lock | None = None
 
@@ -289,15 +290,9 @@ class Nodes:
             with self._lock:
                 node.parent, node.name = parent, name
 
-    def linger(self, node: Node) -> None:
-        """Drop *node* if it was kept for its accounts only."""
-        with self._lock:
-            if not node.lookups and not node.opens and not node.pins:
-                self._drop(node)
-
     def _drop(self, node: Node) -> None:
         if node.moving and not node.unlinked:
-            return  # the accounting will look at it again, and calls linger()
+            return  # the accounting will look at it again: its unpin() drops it
         if self._by_number.get(node.number) is not node:
             return
         del self._by_number[node.number]
@@ -328,8 +323,3 @@ class Nodes:
             self._by_number.clear()
             self._by_key.clear()
             os.close(self._mount)
-
-
-def is_directory(st: os.stat_result) -> bool:
-    """Whether *st* is of a directory."""
-    return stat.S_ISDIR(st.st_mode)
