@@ -11,7 +11,6 @@ those and ends with the last of them.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import faulthandler
 import gc
@@ -241,13 +240,7 @@ class Server:
 
     def _drain(self, _request: Mapping[str, Any]) -> Answer:
         """Everything written so far is on disk when this returns."""
-        fd = os.open(self.spec.source, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            libc = ctypes.CDLL(None, use_errno=True)
-            if libc.syncfs(fd) != 0:
-                raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-        finally:
-            os.close(fd)
+        self._fs.drain()
         return {"usage": self._usage()}
 
     def _unmount(self, request: Mapping[str, Any]) -> Answer:
