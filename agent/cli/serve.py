@@ -6,8 +6,8 @@ from argparse import Namespace
 
 import trio
 
-from agent import daemon
 from agent.config import Config
+from agent.daemon import serve
 from fusevol.errors import EXIT_OK
 
 
@@ -21,5 +21,5 @@ def command(options: Namespace) -> int:
         "log_level": options.log_level,
     }
     config = Config.load(options.config, {k: v for k, v in given.items() if v is not None})
-    trio.run(daemon.serve, config)
+    trio.run(serve, config)
     return EXIT_OK

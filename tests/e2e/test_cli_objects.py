@@ -50,7 +50,7 @@ def bound(agent: Agent, name: str = "data") -> str:
 
     def volume() -> str:
         found = agent.client.request("GET", f"/v1/namespaces/default/persistentvolumeclaims/{name}")
-        return str(found["spec"].get("volumeName", "")) if found["status"].get("phase") == "Bound" else ""
+        return str(found["spec"].get("volumeName", "")) if found.get("status", {}).get("phase") == "Bound" else ""
 
     return eventually(volume, what=f"claim {name} is bound")
 
