@@ -168,32 +168,37 @@ def hold(path: Path) -> int:
 
     Raises :class:`ConflictError` when another agent has it (flock(2): it goes with the process, whatever it dies of).
     """
+    lock = path / LOCK
     with explained(path, "locking it"):
-        fd = os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        # held by a descriptor that cannot write: one that can would keep the filesystem from a read-only remount
+        os.close(os.open(lock, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
+        fd = os.open(lock, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        end = time.monotonic() + _LOCK_PATIENCE
-        while True:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError as e:
-                if time.monotonic() > end:
-                    holder = os.pread(fd, 20, 0).decode(errors="replace").strip() or "unknown"
-                    raise ConflictError(
-                        f"The pool {path} is held by another agent (process {holder}): "
-                        "stop that one, or use another pool."
-                    ) from e
-            time.sleep(0.05)
-        with contextlib.suppress(OSError):  # the number only serves the message above; a full pool must open too
-            os.ftruncate(fd, 0)
-            os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
-    except OSError as e:
-        os.close(fd)
-        raise explain(path, "locking it", e) from e
+        _flock(fd, path)
+        with contextlib.suppress(OSError):  # the number only serves the message; a full pool must open, too
+            lock.write_text(f"{os.getpid()}\n")
     except BaseException:
         os.close(fd)
         raise
     return fd
+
+
+def _flock(fd: int, path: Path) -> None:
+    end = time.monotonic() + _LOCK_PATIENCE
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as e:
+            if time.monotonic() > end:
+                holder = os.pread(fd, 20, 0).decode(errors="replace").strip() or "unknown"
+                raise ConflictError(
+                    f"The pool {path} is held by another agent (process {holder}): stop that one, or use another pool."
+                ) from e
+        except OSError as e:
+            raise explain(path, "locking it", e) from e
+        else:
+            return
+        time.sleep(0.05)
 
 
 def mounted_below(path: Path) -> list[str]:
