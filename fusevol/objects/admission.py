@@ -8,7 +8,7 @@ from typing import Any
 from fusevol.errors import InvalidError
 from fusevol.objects import claim, meta, pod, storageclass, volume
 from fusevol.objects.fields import Field, Problems, quoted
-from fusevol.objects.kinds import BY_NAME, KINDS, Kind, Obj
+from fusevol.objects.kinds import BY_NAME, KINDS, MAX_DEPTH, Kind, Obj
 
 _RULES: dict[str, ModuleType] = {
     "StorageClass": storageclass,
@@ -58,12 +58,14 @@ def admit_update(old: Obj, new: Obj) -> Obj:
     return made
 
 
-def _decoded(value: Any) -> Any:
+def _decoded(value: Any, depth: int = 0) -> Any:
     """A deep copy without nulls in mappings: to Kubernetes they are absent."""
+    if depth > MAX_DEPTH:
+        raise InvalidError(f"The object is nested too deeply: write at most {MAX_DEPTH} levels.")
     if isinstance(value, dict):
-        return {k: _decoded(v) for k, v in value.items() if v is not None}
+        return {k: _decoded(v, depth + 1) for k, v in value.items() if v is not None}
     if isinstance(value, list):
-        return [_decoded(v) for v in value]
+        return [_decoded(v, depth + 1) for v in value]
     return value
 
 

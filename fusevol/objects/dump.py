@@ -62,14 +62,11 @@ class _Dumper(yaml.SafeDumper):
 
 def _represent(dumper: _Dumper, text: str) -> yaml.ScalarNode:
     style = None
-    if _AMBIGUOUS.fullmatch(text):
+    lines = text.split("\n")
+    if _AMBIGUOUS.fullmatch(text) or not all(line.isprintable() for line in lines):
         style = '"'
-    elif (
-        "\n" in text
-        and text.isprintable() is False
-        and not re.search(r"[^\S\n]\n|\t|\r|[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ufeff]", text)
-    ):
-        style = "|"
+    elif len(lines) > 1 and all(line == line.rstrip() for line in lines):
+        style = "|"  # PyYAML itself falls back to quotes where a block would not do
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
 

@@ -207,7 +207,7 @@ class Field:
 
 def quoted(text: str) -> str:
     """*text* in double quotes on one line, as Go's ``%q`` prints it."""
-    return json.dumps(_shortened(text), ensure_ascii=False)
+    return _one_line(json.dumps(_shortened(text), ensure_ascii=False))
 
 
 def shown(value: object) -> str:
@@ -216,7 +216,10 @@ def shown(value: object) -> str:
         return "null"
     if isinstance(value, str):
         return quoted(value)
-    return _shortened(json.dumps(value, ensure_ascii=False, default=str))
+    try:
+        return _one_line(json.dumps(value, ensure_ascii=False, default=str))
+    except ValueError:  # Python prints no integer of more than 4300 digits
+        return "..."
 
 
 def _shortened(text: str) -> str:
@@ -224,5 +227,5 @@ def _shortened(text: str) -> str:
 
 
 def _one_line(text: str) -> str:
-    """A path may hold a user's key."""
+    """*text* with all that would break a line, or cannot be printed, escaped."""
     return _shortened("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text))

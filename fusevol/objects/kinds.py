@@ -10,6 +10,9 @@ Obj = dict[str, Any]
 
 DEFAULT_NAMESPACE = "default"
 
+MAX_DEPTH = 200
+"""How deeply an object may be nested. The code that reads objects is recursive; real ones have some ten levels."""
+
 
 class Kind(NamedTuple):
     """A kind of object, with the words that mean it."""

@@ -14,11 +14,12 @@ from typing import Any
 import yaml
 
 from fusevol.errors import InvalidError
-from fusevol.objects.kinds import Obj
+from fusevol.objects.kinds import MAX_DEPTH, Obj
 
 _NODES = 1_000_000
 """Values in one text, aliases unfolded."""
-_DEPTH = 200
+_BITS = 64
+"""Of an integer; JSON readers of other languages have no more."""
 _STRINGS = {"tag:yaml.org,2002:str", "tag:yaml.org,2002:timestamp", "tag:yaml.org,2002:value"}
 
 
@@ -42,7 +43,7 @@ def load(text: str, source: str) -> list[Obj]:
     except yaml.YAMLError as e:
         raise InvalidError(_sentence(source, None, str(e))) from e
     except RecursionError as e:
-        raise InvalidError(f"{source}: the YAML is nested too deeply: write at most {_DEPTH} levels.") from e
+        raise InvalidError(f"{source}: the YAML is nested too deeply: write at most {MAX_DEPTH} levels.") from e
     finally:
         loader.dispose()
     return found
@@ -105,8 +106,8 @@ class _Values:
             return self._scalar(node)
         if id(node) in self._open:
             raise self._refusal(node, "an alias contains itself: write the value out")
-        if len(self._open) >= _DEPTH:
-            raise self._refusal(node, f"nested too deeply: write at most {_DEPTH} levels")
+        if len(self._open) >= MAX_DEPTH:
+            raise self._refusal(node, f"nested too deeply: write at most {MAX_DEPTH} levels")
         self._open.add(id(node))
         try:
             if isinstance(node, yaml.SequenceNode) and node.tag == "tag:yaml.org,2002:seq":
@@ -154,7 +155,9 @@ class _Values:
             if tag == "tag:yaml.org,2002:bool":
                 return self._constructor.construct_yaml_bool(node)
             if tag == "tag:yaml.org,2002:int":
-                return self._constructor.construct_yaml_int(node)
+                whole: int = self._constructor.construct_yaml_int(node)
+                if whole.bit_length() <= _BITS:
+                    return whole
             if tag == "tag:yaml.org,2002:float":
                 number = self._constructor.construct_yaml_float(node)
                 if math.isfinite(number):

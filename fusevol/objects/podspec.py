@@ -172,7 +172,7 @@ def _container(field: Field, kinds: Mapping[str, str], seen: set[str]) -> None:
 
 def _devices(container: Field, kinds: Mapping[str, str]) -> dict[str, str]:
     """Check ``volumeDevices``; their names by path."""
-    mounted = {m.child("name").value for m in container.child("volumeMounts").items() if isinstance(m.value, dict)}
+    mounted = {m.child("name").text() for m in container.child("volumeMounts").items()}
     paths: dict[str, str] = {}
     for device in container.child("volumeDevices").items():
         device.mapping()
