@@ -1,7 +1,8 @@
 """Keeps a quota exact: what an operation allocates is reserved before it and settled by measurement after it.
 
-*Measured, not computed.* An inode's charge is 512 times its ``st_blocks``, read before and after each operation under
-the inode's lock: what du(1) counts, whatever the backing store does inside. Before the operation the most that it can
+*Measured, not computed.* An inode's charge is 512 times its ``st_blocks``, read after each operation under the inode's
+lock: what du(1) counts, whatever the backing store does inside. A node begins with what it has when it becomes known,
+since that has been counted: by a scan, or by the operation that made it. Before an operation the most that it can
 allocate is reserved, so that used plus reserved is never over the limit with any number of writers.
 
 *Blocks that move by themselves.* ``st_blocks`` can change when no operation is under way:
@@ -72,36 +73,44 @@ def _no_space() -> OSError:
     return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def _holes(fd: int, start: int, end: int) -> list[tuple[int, int]]:
-    """The parts of *start* to *end* that have no blocks, by FIEMAP; by SEEK_DATA where there is no FIEMAP."""
-    holes: list[tuple[int, int]] = []
-    at = start
+def _holes(fd: int, start: int, end: int, block: int) -> list[tuple[int, int]]:
+    """The parts of *start* to *end*, whole blocks, that have no blocks: by FIEMAP, or SEEK_DATA where there is none."""
     try:
-        while at < end:
-            buffer = bytearray(32 + 56 * _EXTENTS)
-            struct.pack_into("=QQIIII", buffer, 0, at, end - at, 0, 0, _EXTENTS, 0)
-            fcntl.ioctl(fd, _FIEMAP, buffer)
-            (count,) = struct.unpack_from("=I", buffer, 20)
-            last = count < _EXTENTS
-            for i in range(count):
-                logical, _physical, length = struct.unpack_from("=QQQ", buffer, 32 + 56 * i)
-                (flags,) = struct.unpack_from("=I", buffer, 32 + 56 * i + 40)
-                if logical > at:
-                    holes.append((at, min(logical, end)))
-                at = max(at, logical + length)
-                last = last or bool(flags & _FIEMAP_LAST)
-            if last:
-                break
+        return _unmapped(fd, start, end)
     except OSError:
-        holes, at = [], start
-        while at < end:
-            hole = _seek(fd, at, os.SEEK_HOLE, end)
-            if hole < end:
-                data = _seek(fd, hole, os.SEEK_DATA, end)
-                holes.append((hole, data))
-                hole = data
-            at = hole
-        return holes
+        pass
+    holes: list[tuple[int, int]] = []
+    while start < end:
+        # the end of the file is reported as a hole, even within a block
+        hole = _seek(fd, start, os.SEEK_HOLE, end)
+        hole += -hole % block
+        if hole >= end:
+            break
+        data = _seek(fd, hole, os.SEEK_DATA, end)
+        data -= data % block
+        if data > hole:
+            holes.append((hole, data))
+        start = max(data, hole + block)
+    return holes
+
+
+def _unmapped(fd: int, at: int, end: int) -> list[tuple[int, int]]:
+    holes: list[tuple[int, int]] = []
+    while at < end:
+        buffer = bytearray(32 + 56 * _EXTENTS)
+        struct.pack_into("=QQIIII", buffer, 0, at, end - at, 0, 0, _EXTENTS, 0)
+        fcntl.ioctl(fd, _FIEMAP, buffer)
+        count: int = struct.unpack_from("=I", buffer, 20)[0]
+        last = count < _EXTENTS
+        for i in range(count):
+            logical, _physical, length = struct.unpack_from("=QQQ", buffer, 32 + 56 * i)
+            (flags,) = struct.unpack_from("=I", buffer, 32 + 56 * i + 40)
+            if logical > at:
+                holes.append((at, min(logical, end)))
+            at = max(at, logical + length)
+            last = last or bool(flags & _FIEMAP_LAST)
+        if last:
+            break
     if at < end:
         holes.append((at, end))
     return holes
@@ -154,15 +163,11 @@ class Change:
             lock = node.lock or accounts.lock_of(node)
             lock.acquire()
             self._locks.append(lock)
-        for node, fd in self._parts:
-            if node.charged < 0:
-                node.charged = os.fstat(fd).st_blocks * 512
         return self
 
-    def added(self, node: Node, st: os.stat_result) -> None:
-        """*node* was made by this operation."""
-        node.charged = st.st_blocks * 512
-        self._new_bytes += node.charged
+    def added(self, nbytes: int) -> None:
+        """An inode was made by this operation, which took *nbytes* at first."""
+        self._new_bytes += nbytes
         self._new_inodes += 1
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
@@ -243,8 +248,7 @@ class Accounts:
             if node.moving:
                 with self._moving_lock:
                     self._moving.pop(node, None)
-            if node.charged >= 0:
-                self.quota.settle(node.hold, 0, -node.charged, -1)
+            self.quota.settle(node.hold, 0, -node.charged, -1)
 
     # -- data ---------------------------------------------------------------------------------------------------------
 
@@ -260,14 +264,12 @@ class Accounts:
             self._tight = False
         delays = self._delays and not self._tight
         with lock:
-            if node.charged < 0:
-                node.charged = os.fstat(fd).st_blocks * 512
             if _seek(fd, offset, os.SEEK_HOLE, end) >= end:
                 return os.pwrite(fd, data, offset)  # every block is there
             wanted = end + -end % block - (offset - offset % block)
             hold = 0
             if delays and self._moves:
-                hold = wanted // _PIECES // block * block + (0 if node.hold else block)
+                hold = max(0, block + (node.charged + wanted) // block // _PIECES * block - node.hold)
             elif not delays:
                 wanted += block  # the map's
             granted = self.quota.reserve_upto(wanted + hold, block)
@@ -298,32 +300,33 @@ class Accounts:
     def _write_tight(self, node: Node, fd: int, offset: int, data: bytes) -> int:
         block = self.block
         end = offset + len(data)
-        need = sum(stop - start for start, stop in _holes(fd, offset - offset % block, end + -end % block))
+        holes = _holes(fd, offset - offset % block, end + -end % block, block)
+        need = sum(stop - start for start, stop in holes)
         granted = self.quota.reserve_upto(need + block, block) if need else 0
         if need and granted <= need:
-            spare = block if granted and self._map_may_grow(fd, offset) else 0
-            end = self._fitting(fd, offset, end, granted - spare)
+            spare = block if granted and self._map_may_grow(fd, offset, len(holes)) else 0
+            end = self._fitting(holes, offset, end, granted - spare)
             if end <= offset:
                 self.quota.settle(granted, 0, 0, 0)
                 raise _no_space()
             data = data[: end - offset]
         return self._write_reserved(node, fd, offset, data, granted, 0, allocate=need > 0)
 
-    def _map_may_grow(self, fd: int, offset: int) -> bool:
-        """Whether one more piece of the file may take a block of its own for the map."""
+    def _map_may_grow(self, fd: int, offset: int, more: int) -> bool:
+        """Whether *more* pieces of the file may take a block of its own for the map."""
         pieces = _pieces(fd)
-        if self._kind == "ext4":
-            # four pieces are in the inode; what is appended joins the last piece
-            return (3 <= pieces <= 4 and offset < os.fstat(fd).st_size) or pieces % 340 > 336
-        if self._kind == "xfs":
-            # about 21 pieces are in the inode, 9 beside extended attributes
-            return 7 <= pieces <= 24 or (pieces > 24 and pieces % 125 > 120)
+        size = os.fstat(fd).st_size
+        appended = more == 1 and size <= offset <= size + -size % self.block  # joins the last piece
+        if self._kind == "ext4":  # four pieces are in the inode
+            return not appended and (pieces <= 4 < pieces + more or (pieces + more + 3) % 340 < more + 4)
+        if self._kind == "xfs":  # about 21 pieces are in the inode, 9 beside extended attributes
+            return pieces + more > 7 and (pieces <= 24 or (pieces + more + 3) % 125 < more + 4)
         return False
 
-    def _fitting(self, fd: int, offset: int, end: int, room: int) -> int:
-        """Where a write from *offset* to *end* must stop to allocate *room* bytes at most."""
-        block = self.block
-        for start, stop in _holes(fd, offset - offset % block, end + -end % block):
+    @staticmethod
+    def _fitting(holes: list[tuple[int, int]], offset: int, end: int, room: int) -> int:
+        """Where a write from *offset* to *end* must stop to allocate *room* bytes of *holes* at most."""
+        for start, stop in holes:
             if stop - start > room:
                 return max(offset, min(end, start + room))
             room -= stop - start
@@ -346,14 +349,12 @@ class Accounts:
                 self.quota.settle(offset % block + length + 2 * block, 0, 0, 0)
         nbytes = 0 if mode & _libc.FALLOC_FL_PUNCH_HOLE else offset % block + length + 2 * block
         with node.lock or self.lock_of(node):
-            if node.charged < 0:
-                node.charged = os.fstat(fd).st_blocks * 512
             try:
                 self.quota.reserve(nbytes, 0)
             except OSError:
-                nbytes = sum(
-                    b - a for a, b in _holes(fd, offset - offset % block, offset + length + -(offset + length) % block)
-                )
+                end = offset + length
+                holes = _holes(fd, offset - offset % block, end + -end % block, block)
+                nbytes = sum(stop - start for start, stop in holes)
                 self.quota.reserve(nbytes, 0)
             try:
                 _libc.fallocate(fd, mode, offset, length)
@@ -372,9 +373,7 @@ class Accounts:
                 self._moving[node] = None
 
     def measure(self, node: Node, fd: int, *, synced: bool = False) -> None:
-        """Account for what *node* uses now, if it is known what it used. *synced*: it needs no hold any longer."""
-        if node.charged < 0:
-            return
+        """Account for what *node* uses now. *synced*: it needs no hold any longer."""
         with node.lock or self.lock_of(node):
             now = os.fstat(fd).st_blocks * 512
             if now != node.charged or (synced and node.hold):

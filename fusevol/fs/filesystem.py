@@ -109,6 +109,14 @@ class FileSystem(Names):
         with self._accounts.change([(node, fd)]):  # an ACL may be rewritten
             os.chmod(_FD % fd, mode)
 
+    def _clear_privileges(self, node: Node, fd: int, mode: int) -> None:
+        """Clear what file_remove_privs() in the kernel's fs/inode.c clears."""
+        kept = mode & ~stat.S_ISUID
+        if mode & stat.S_IXGRP:
+            kept &= ~stat.S_ISGID
+        if kept != mode:
+            self._chmod(node, fd, stat.S_IMODE(kept))
+
     def _truncate(self, node: Node, fd: int, file: OpenFile | None, size: int) -> None:
         where: int | bytes = file.fd if file is not None else _FD % fd
         if self._accounts is None:
@@ -205,8 +213,12 @@ class FileSystem(Names):
 
     # -- files --------------------------------------------------------------------------------------------------------
 
-    def open(self, node: int, flags: int) -> int:
-        """Open a regular file; returns its handle. Special files are the kernel's business and never come here."""
+    def open(self, node: int, flags: int, caller: Caller | None = None) -> int:
+        """Open a regular file; returns its handle. Special files are the kernel's business and never come here.
+
+        With O_TRUNC the setuid and setgid bits are cleared unless *caller* is root, as the kernel does for its own
+        truncations; it leaves that to us where FUSE_ATOMIC_O_TRUNC is negotiated, which libfuse does.
+        """
         writable = flags & os.O_ACCMODE != os.O_RDONLY
         if writable or flags & os.O_TRUNC:
             self._may_write()
@@ -223,6 +235,8 @@ class FileSystem(Names):
             try:
                 if flags & os.O_TRUNC:
                     self._truncate(found, path, None, 0)
+                    if caller is None or caller.uid != 0:
+                        self._clear_privileges(found, path, mode)
             except BaseException:
                 os.close(fd)
                 raise

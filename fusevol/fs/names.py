@@ -37,6 +37,23 @@ def check(name: bytes) -> None:
         raise failure(errno.EINVAL)
 
 
+class _Raced(Exception):  # noqa: N818  # not an error: the operation begins anew
+    """A name was found to lead elsewhere once its directory was locked."""
+
+
+def _require(up: int, name: bytes, node: Node | None) -> None:
+    """Raise :class:`_Raced` unless *name* is *node*'s, or nobody's for ``None``. The directory is locked."""
+    try:
+        st = os.stat(name, dir_fd=up, follow_symlinks=False)
+    except FileNotFoundError:
+        if node is None:
+            return
+    else:
+        if node is not None and node.key == (st.st_dev, st.st_ino):
+            return
+    raise _Raced
+
+
 class Names(ABC):
     """The part of a filesystem that deals with names. See :class:`fusevol.fs.FileSystem`."""
 
@@ -92,8 +109,11 @@ class Names(ABC):
             if accounts.crowded():
                 accounts.drain()
 
-    def _make(self, parent: int, name: bytes, caller: Caller, make: Callable[[int], None]) -> Entry:
-        """Make *name* by *make*, which is given the parent's descriptor and runs as the caller."""
+    def _make(self, parent: int, name: bytes, caller: Caller, make: Callable[[int], os.stat_result | None]) -> Entry:
+        """Make *name* by *make*, which is given the parent's descriptor and runs as the caller.
+
+        It may return the attributes of what it made, before anybody else could change that.
+        """
         self._may_write()
         check(name)
         nodes, accounts = self._nodes, self._accounts
@@ -108,9 +128,9 @@ class Names(ABC):
                 self._refuse_existing(fd, name)
                 with accounts.change([(above, fd)], NAME_COST + INODE_COST, 1) as change:
                     with self._identity.of(caller):
-                        make(fd)
+                        made = make(fd)
                     node, st = nodes.find(above, fd, name)
-                    change.added(node, st)
+                    change.added((made or st).st_blocks * 512)
         finally:
             nodes.unpin(above)
         return Entry(node.number, node.generation, st)
@@ -140,9 +160,10 @@ class Names(ABC):
         """Make and open a regular file; one that exists is opened, unless *flags* has O_EXCL."""
         opened = -1
 
-        def make(fd: int) -> None:
+        def make(fd: int) -> os.stat_result:
             nonlocal opened
             opened = os.open(name, flags & ~(DROPPED | os.O_TRUNC) | _RDWR_CREAT, mode & 0o7777, dir_fd=fd)
+            return os.fstat(opened)
 
         try:
             entry = self._make(parent, name, caller, make)
@@ -153,7 +174,7 @@ class Names(ABC):
                 raise
             entry = self.lookup(parent, name)
             try:
-                return entry, self.open(entry.node, flags)
+                return entry, self.open(entry.node, flags, caller)
             except BaseException:
                 self.forget(entry.node, 1)
                 raise
@@ -167,7 +188,7 @@ class Names(ABC):
         return entry, self._files.add(OpenFile(node, opened, writable=writable))
 
     @abstractmethod
-    def open(self, node: int, flags: int) -> int:
+    def open(self, node: int, flags: int, caller: Caller | None = None) -> int:
         """Open a regular file; returns its handle."""
 
     def link(self, node: int, newparent: int, newname: bytes) -> Entry:
@@ -204,19 +225,29 @@ class Names(ABC):
     def _remove(self, parent: int, name: bytes, remove: Callable[..., None]) -> None:
         self._may_write()
         check(name)
-        nodes, accounts = self._nodes, self._accounts
+        nodes = self._nodes
         above = nodes.get(parent)
         up = nodes.pin(above)
         try:
-            with self._victim(above, up, name) as (node, fd, st):
-                if accounts is None:
-                    remove(name, dir_fd=up)
-                else:
-                    with accounts.change([(above, up), (node, fd)]):
-                        remove(name, dir_fd=up)
-                self._lost_name(node, fd, st, above, name)
+            while not self._removed(above, up, name, remove):
+                pass
         finally:
             nodes.unpin(above)
+
+    def _removed(self, above: Node, up: int, name: bytes, remove: Callable[..., None]) -> bool:
+        """Remove *name*; ``False`` if another thread changed it meanwhile."""
+        try:
+            with self._victim(above, up, name) as (node, fd, st):
+                if self._accounts is None:
+                    remove(name, dir_fd=up)
+                else:
+                    with self._accounts.change([(above, up), (node, fd)]):
+                        _require(up, name, node)
+                        remove(name, dir_fd=up)
+                self._lost_name(node, fd, st, above, name)
+        except _Raced:
+            return False
+        return True
 
     def rename(self, parent: int, name: bytes, newparent: int, newname: bytes, flags: int) -> None:
         """renameat2(2) with RENAME_NOREPLACE or RENAME_EXCHANGE; other flags are EINVAL."""
@@ -231,7 +262,10 @@ class Names(ABC):
         try:
             newup = nodes.pin(newabove)
             try:
-                self._rename(above, up, name, newabove, newup, newname, flags)
+                while True:
+                    with contextlib.suppress(_Raced):
+                        self._rename(above, up, name, newabove, newup, newname, flags)
+                        break
             finally:
                 nodes.unpin(newabove)
         finally:
@@ -251,6 +285,7 @@ class Names(ABC):
                 _libc.rename(up, name, newup, newname, flags)
             else:
                 with self._accounts.change(parts, 0 if over else NAME_COST):
+                    _require(newup, newname, over[0] if over else None)
                     _libc.rename(up, name, newup, newname, flags)
             if over is not None and over[0] is moved:
                 return  # two names of one inode: rename(2) does nothing

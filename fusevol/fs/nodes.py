@@ -52,10 +52,10 @@ class Node:
         "unlinked",
     )
 
-    def __init__(self, number: int, generation: int, key: tuple[int, int], fd: int) -> None:
+    def __init__(self, number: int, generation: int, st: os.stat_result, fd: int) -> None:
         self.number = number
         self.generation = generation
-        self.key = key
+        self.key = (st.st_dev, st.st_ino)
         self.fd = fd
         self.lookups = 0
         self.opens = 0
@@ -64,7 +64,7 @@ class Node:
         self.parent: Node | None = None
         self.name: bytes | None = None
         self.unlinked = False
-        self.charged = -1
+        self.charged = st.st_blocks * 512
         self.hold = 0
         self.moving = False
         self.lock: threading.Lock | None = None
@@ -89,7 +89,7 @@ class Nodes:
         self._mount = os.open(source, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         fd = os.open(source, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         st = os.fstat(fd)
-        self.root = Node(ROOT_NODE, 0, (st.st_dev, st.st_ino), fd)
+        self.root = Node(ROOT_NODE, 0, st, fd)
         self.root.lookups = 1
         self._device = st.st_dev
         self._by_number: dict[int, Node] = {ROOT_NODE: self.root}
@@ -227,12 +227,14 @@ class Nodes:
                 )  # the inode was freed and its number used again; the kernel may still know the old
                 node = None
             if node is None:
+                if os.fstat(fd).st_nlink == 0:  # removed since it was opened, and its node with it
+                    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
                 number = st.st_ino
                 if number <= ROOT_NODE or number in self._by_number:
                     self._other += 1
                     number = self._other
                 self._generation += 1
-                node = Node(number, self._generation, key, fd)
+                node = Node(number, self._generation, st, fd)
                 self._by_number[number] = self._by_key[key] = node
                 self._open[node] = None
             elif node.fd < 0:

@@ -1,0 +1,66 @@
+"""The conformance table on a bare directory and on mounts."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import StartServer
+from tests.fs.posix_cases import CASES, ROOT_CASES
+
+ALL = CASES | ROOT_CASES
+_names = itertools.count()
+
+
+@pytest.fixture
+def empty(tmp_path: Path) -> Path:
+    """A directory that others may pass through."""
+    for path in (tmp_path, *tmp_path.parents[:3]):
+        if path.stat().st_uid == os.geteuid() and path != Path(tempfile.gettempdir()):
+            path.chmod(path.stat().st_mode | 0o011)
+    made = tmp_path / "case"
+    made.mkdir(0o755)
+    return made
+
+
+@pytest.fixture(scope="module")
+def sources() -> Iterator[Path]:
+    """A place for what the module's tests make."""
+    path = Path(tempfile.mkdtemp(prefix="px"))
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_bare(name: str, empty: Path) -> None:
+    """A case of the table holds on a bare directory: it asks for no more than the machine's own filesystem does."""
+    if name in ROOT_CASES and os.geteuid() != 0:
+        pytest.skip("needs root: it acts as other users")
+
+    ALL[name](str(empty))
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("quota", ["none", "ledger"])
+@pytest.mark.parametrize("group", range(2))
+def test_mounted(quota: str, group: int, workdir: Path, volume_server: StartServer) -> None:
+    """Every case of the table holds on a mount, with a quota and without."""
+    limits = {"limit_bytes": 256 << 20, "limit_inodes": 10_000} if quota == "ledger" else {}
+    server = volume_server(quota=quota, **limits)
+    workdir.chmod(0o755)
+    failed: dict[str, BaseException] = {}
+    for name, function in list(ALL.items())[group::2]:
+        place = server.mountpoint / f"{name}.d"
+        place.mkdir(0o755)
+        try:
+            function(str(place))
+        except (AssertionError, OSError) as e:
+            failed[name] = e
+
+    assert failed == {}
