@@ -9,7 +9,7 @@ What the kernel is told, and why:
 * FLUSH is not implemented. The kernel asks once, is told ENOSYS and saves the round trip at every close(2). Nothing
   is lost: without the write-back cache (which stays off, since the ledger must see a write before it is acknowledged)
   a write that fails has told its writer already; whoever wants its data on disk calls fsync(2).
-* Names, absent names and attributes are cached for as long as the volume's cache policy says.
+* Names, absent names and attributes are cached for as long as the cache policy says.
 * Listings: READDIRPLUS cannot be switched off in pyfuse3, but an entry may go without attributes
   (``_entries.NameOnly``), which costs a tenth. The first page of a directory has attributes, so that ``ls -l`` of a small
   directory is one request; the later pages of a big one have them only if names of that directory were looked up after
@@ -249,8 +249,8 @@ class Adapter(pyfuse3.Operations):
         return pyfuse3.FileInfo(fh=fh, keep_cache=self._keep_pages), self._reply(entry)
 
     @_handler
-    def open(self, node: int, flags: int, _ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
-        return pyfuse3.FileInfo(fh=self.fs.open(node, flags), keep_cache=self._keep_pages)
+    def open(self, node: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
+        return pyfuse3.FileInfo(fh=self.fs.open(node, flags, _caller(ctx)), keep_cache=self._keep_pages)
 
     @_handler
     def read(self, fh: int, offset: int, size: int) -> bytes:
