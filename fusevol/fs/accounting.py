@@ -15,11 +15,11 @@ allocate is reserved, so that used plus reserved is never over the limit with an
   such a block, and is *moving*: known, even when the kernel forgets it, until it was measured after a sync.
 * tmpfs does neither.
 
-*In tight quarters*, when a reservation fails, the backing filesystem is synced, all holds are given back, and
-until there is room again every write allocates first, as on XFS. It is shortened to what fits: blocks that are
-allocated already (FIEMAP sees preallocated ones too) need no room, so that a full volume can be overwritten in place.
-If the file's map may need a block more and there is no room for it, the write stops a block earlier: being over the
-limit is worse than leaving its last block free. A file in few pieces can be filled to exactly the limit.
+*In tight quarters*, when a reservation fails, the backing filesystem is synced, all holds are given back, and until
+there is room again every write allocates first. It is shortened to what fits: blocks that are allocated already (FIEMAP
+sees preallocated ones too) need no room, so that a full volume can be overwritten in place. If the file's map may need
+a block more and there is no room for it, the write stops a block earlier: being over the limit is worse than leaving
+its last block free. A file in few pieces, or one that is only appended to, can be filled to exactly the limit.
 
 Adding a name reserves the most that a directory can grow by: a volume within six blocks of its limit can be filled by
 writes to the last block, but may refuse new names.
@@ -200,6 +200,7 @@ class Accounts:
         self._delays = self._kind in {"ext4", "tmpfs"}
         """Whether a write may be left to the backing store's own allocation where there is room."""
         self._moves = self._kind != "tmpfs"
+        self._held = 0
         self._tight = False
         self._tightening = threading.Lock()
 
@@ -222,20 +223,27 @@ class Accounts:
         try:
             self.quota.reserve(nbytes, inodes)
         except OSError:
-            if self._tight or not self._moving:
+            if not self._held:
                 raise
             self._tighten()
             self.quota.reserve(nbytes, inodes)
 
     def _tighten(self) -> None:
         with self._tightening:
-            if not self._tight:
-                self._tight = True
+            self._tight = True
+            if self._held:
                 self.drain()
 
     def _roomy(self) -> bool:
         usage = self.quota.usage()
         return usage.limit_bytes is None or usage.limit_bytes - usage.used_bytes > _ROOM + usage.limit_bytes // 64
+
+    def _hold(self, node: Node, nbytes: int) -> None:
+        """Count what *node* holds from now on, or for a negative number no longer."""
+        if nbytes:
+            with self._moving_lock:
+                node.hold += nbytes
+                self._held += nbytes
 
     def collect(self) -> None:
         """Give back what nodes used that are gone for good."""
@@ -249,6 +257,7 @@ class Accounts:
                 with self._moving_lock:
                     self._moving.pop(node, None)
             self.quota.settle(node.hold, 0, -node.charged, -1)
+            self._hold(node, -node.hold)
 
     # -- data ---------------------------------------------------------------------------------------------------------
 
@@ -262,66 +271,88 @@ class Accounts:
         lock = node.lock or self.lock_of(node)
         if self._tight and self._roomy():
             self._tight = False
-        delays = self._delays and not self._tight
         with lock:
             if _seek(fd, offset, os.SEEK_HOLE, end) >= end:
                 return os.pwrite(fd, data, offset)  # every block is there
-            wanted = end + -end % block - (offset - offset % block)
-            hold = 0
-            if delays and self._moves:
-                hold = max(0, block + (node.charged + wanted) // block // _PIECES * block - node.hold)
-            elif not delays:
-                wanted += block  # the map's
-            granted = self.quota.reserve_upto(wanted + hold, block)
-            if granted == wanted + hold:
-                return self._write_reserved(node, fd, offset, data, granted, hold, allocate=not delays)
-            self.quota.settle(granted, 0, 0, 0)
-        if delays:
+            if not self._tight:
+                wanted = end + -end % block - (offset - offset % block)
+                hold = 0
+                if self._moves:
+                    hold = max(0, block + (node.charged + wanted) // block // _PIECES * block - node.hold)
+                if not self._delays:
+                    wanted += block  # the map's
+                granted = self.quota.reserve_upto(wanted + hold, block)
+                if granted == wanted + hold:
+                    return self._write_reserved(node, fd, offset, data, granted, hold, allocate=not self._delays)
+                self.quota.settle(granted, 0, 0, 0)
+        if not self._tight:
             self._tighten()
         with lock:
-            return self._write_tight(node, fd, offset, data)
+            written = self._write_tight(node, fd, offset, data, final=not self._held)
+        if written is None:
+            self._tighten()
+            with lock:
+                written = self._write_tight(node, fd, offset, data, final=True)
+        return written or 0
 
     def _write_reserved(
         self, node: Node, fd: int, offset: int, data: bytes, reserved: int, hold: int, *, allocate: bool
     ) -> int:
-        """Write, and settle *reserved*, of which *hold* is kept for blocks that come later."""
+        """Write, and settle *reserved*, of which up to *hold* is kept for blocks that come later."""
         try:
             if allocate:
                 self._allocate(fd, offset, len(data))
             return os.pwrite(fd, data, offset)
         finally:
             now = os.fstat(fd).st_blocks * 512
-            node.hold += hold
-            self.quota.settle(reserved - hold, 0, now - node.charged, 0)
+            spent = now - node.charged
+            # what came that was held for is held no longer
+            hold = max(-node.hold, min(hold, reserved - spent))
+            self._hold(node, hold)
+            self.quota.settle(reserved - hold, 0, spent, 0)
             node.charged = now
-            if self._moves:
-                self._move(node)
+            self.moves(node)
 
-    def _write_tight(self, node: Node, fd: int, offset: int, data: bytes) -> int:
+    def _write_tight(self, node: Node, fd: int, offset: int, data: bytes, *, final: bool) -> int | None:
+        """Write what fits. ``None`` if that is not all, and more may fit when holds are given back; not if *final*."""
         block = self.block
         end = offset + len(data)
         holes = _holes(fd, offset - offset % block, end + -end % block, block)
         need = sum(stop - start for start, stop in holes)
-        granted = self.quota.reserve_upto(need + block, block) if need else 0
-        if need and granted <= need:
-            spare = block if granted and self._map_may_grow(fd, offset, len(holes)) else 0
+        spare = block if node.hold < block and self._map_may_grow(fd, len(holes)) else 0
+        granted = self.quota.reserve_upto(need + spare, block)
+        if granted < need + spare:
+            if not final:
+                self.quota.settle(granted, 0, 0, 0)
+                return None
+            if spare and (
+                not need or (self._joins(fd, offset, holes) and not self._map_may_grow(fd, len(holes), splits=0))
+            ):
+                spare = 0
             end = self._fitting(holes, offset, end, granted - spare)
             if end <= offset:
                 self.quota.settle(granted, 0, 0, 0)
                 raise _no_space()
             data = data[: end - offset]
-        return self._write_reserved(node, fd, offset, data, granted, 0, allocate=need > 0)
+        return self._write_reserved(node, fd, offset, data, granted, spare, allocate=need > 0)
 
-    def _map_may_grow(self, fd: int, offset: int, more: int) -> bool:
-        """Whether *more* pieces of the file may take a block of its own for the map."""
-        pieces = _pieces(fd)
+    def _joins(self, fd: int, offset: int, holes: list[tuple[int, int]]) -> bool:
+        """Whether what is written only lengthens the last piece of the file."""
         size = os.fstat(fd).st_size
-        appended = more == 1 and size <= offset <= size + -size % self.block  # joins the last piece
+        return len(holes) == 1 and size <= offset <= size + -size % self.block
+
+    def _map_may_grow(self, fd: int, more: int, *, splits: int = 2) -> bool:
+        """Whether *more* pieces of the file may take a block of its own for the map, now or at write-back.
+
+        Write-back splits a preallocated piece into up to three, one after the other.
+        """
+        if self._kind not in {"ext4", "xfs"}:
+            return False
+        pieces = _pieces(fd)
+        most = pieces + more + splits
         if self._kind == "ext4":  # four pieces are in the inode
-            return not appended and (pieces <= 4 < pieces + more or (pieces + more + 3) % 340 < more + 4)
-        if self._kind == "xfs":  # about 21 pieces are in the inode, 9 beside extended attributes
-            return pieces + more > 7 and (pieces <= 24 or (pieces + more + 3) % 125 < more + 4)
-        return False
+            return pieces <= 4 < most or most % 340 < more + 6
+        return most > 9 and (pieces <= 24 or most % 125 < more + 6)  # about 21 pieces, 9 beside extended attributes
 
     @staticmethod
     def _fitting(holes: list[tuple[int, int]], offset: int, end: int, room: int) -> int:
@@ -362,12 +393,13 @@ class Accounts:
                 now = os.fstat(fd).st_blocks * 512
                 self.quota.settle(nbytes, 0, now - node.charged, 0)
                 node.charged = now
-            self._move(node)
+            self.moves(node)
 
     # -- what moves by itself -----------------------------------------------------------------------------------------
 
-    def _move(self, node: Node) -> None:
-        if not node.moving:
+    def moves(self, node: Node) -> None:
+        """The blocks of *node*, whose lock is held, may change by themselves until the next sync."""
+        if self._moves and not node.moving:
             node.moving = True
             with self._moving_lock:
                 self._moving[node] = None
@@ -377,8 +409,8 @@ class Accounts:
         with node.lock or self.lock_of(node):
             now = os.fstat(fd).st_blocks * 512
             if now != node.charged or (synced and node.hold):
-                hold = node.hold if synced and not node.moving else 0
-                node.hold -= hold
+                hold = node.hold if synced and not node.moving else max(0, min(node.hold, now - node.charged))
+                self._hold(node, -hold)
                 self.quota.settle(hold, 0, now - node.charged, 0)
                 node.charged = now
 

@@ -124,6 +124,7 @@ class FileSystem(Names):
             return
         with self._accounts.change([(node, fd)]):
             os.truncate(where, size)
+            self._accounts.moves(node)
 
     def readlink(self, node: int) -> bytes:
         """The target of a symbolic link."""

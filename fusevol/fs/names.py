@@ -90,11 +90,15 @@ class Names(ABC):
     def lookup(self, parent: int, name: bytes) -> Entry:
         """The inode called *name*. Raises ``OSError``."""
         check(name)
-        nodes = self._nodes
+        nodes, accounts = self._nodes, self._accounts
         above = nodes.get(parent)
         fd = nodes.pin(above)
         try:
-            node, st = nodes.find(above, fd, name)
+            if accounts is None:
+                node, st = nodes.find(above, fd, name)
+            else:
+                with above.lock or accounts.lock_of(above):  # what is being made must be counted before it can grow
+                    node, st = nodes.find(above, fd, name)
         finally:
             nodes.unpin(above)
         return Entry(node.number, node.generation, st)
