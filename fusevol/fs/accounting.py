@@ -14,12 +14,16 @@ allocate is reserved, so that used plus reserved is never over the limit with an
   Allocating first would cost each write a journal transaction. So a file that was written to *holds* a reservation for
   such a block, and is *moving*: known, even when the kernel forgets it, until it was measured after a sync.
 * tmpfs does neither.
+* btrfs counts a block twice while it is being copied: the last one of a file that is truncated or grows from the middle
+  of a block. For growth that is held for; truncation must work in a full volume, so that on btrfs alone the count (like
+  du's) may stand above the limit, by a block for each file that was cut in the middle of one, until write-back.
 
 *In tight quarters*, when a reservation fails, the backing filesystem is synced, all holds are given back, and until
 there is room again every write allocates first. It is shortened to what fits: blocks that are allocated already (FIEMAP
 sees preallocated ones too) need no room, so that a full volume can be overwritten in place. If the file's map may need
-a block more and there is no room for it, the write stops a block earlier: being over the limit is worse than leaving
-its last block free. A file in few pieces, or one that is only appended to, can be filled to exactly the limit.
+a block more and there is no room for it, a write into a hole stops a block earlier, and an append is synced at once
+and cut back if the block was needed. So a file that is appended to can be filled to exactly the limit, unless its map
+takes the last block.
 
 Adding a name reserves the most that a directory can grow by: a volume within six blocks of its limit can be filled by
 writes to the last block, but may refuse new names.
@@ -304,14 +308,18 @@ class Accounts:
                 self._allocate(fd, offset, len(data))
             return os.pwrite(fd, data, offset)
         finally:
-            now = os.fstat(fd).st_blocks * 512
-            spent = now - node.charged
-            # what came that was held for is held no longer
-            hold = max(-node.hold, min(hold, reserved - spent))
-            self._hold(node, hold)
-            self.quota.settle(reserved - hold, 0, spent, 0)
-            node.charged = now
-            self.moves(node)
+            self._account(node, fd, reserved, hold)
+
+    def _account(self, node: Node, fd: int, reserved: int, hold: int) -> None:
+        """Settle *reserved* with what *node* takes now, and keep up to *hold* of it."""
+        now = os.fstat(fd).st_blocks * 512
+        spent = now - node.charged
+        # what came that was held for is held no longer
+        hold = max(-node.hold, min(hold, reserved - spent))
+        self._hold(node, hold)
+        self.quota.settle(reserved - hold, 0, spent, 0)
+        node.charged = now
+        self.moves(node)
 
     def _write_tight(self, node: Node, fd: int, offset: int, data: bytes, *, final: bool) -> int | None:
         """Write what fits. ``None`` if that is not all, and more may fit when holds are given back; not if *final*."""
@@ -325,16 +333,34 @@ class Accounts:
             if not final:
                 self.quota.settle(granted, 0, 0, 0)
                 return None
-            if spare and (
-                not need or (self._joins(fd, offset, holes) and not self._map_may_grow(fd, len(holes), splits=0))
-            ):
+            joins = self._joins(fd, offset, holes)
+            if joins or not need:
                 spare = 0
             end = self._fitting(holes, offset, end, granted - spare)
             if end <= offset:
                 self.quota.settle(granted, 0, 0, 0)
                 raise _no_space()
             data = data[: end - offset]
+            if joins and self._map_may_grow(fd, len(holes), splits=0):
+                return self._write_last(node, fd, offset, data, granted)
         return self._write_reserved(node, fd, offset, data, granted, spare, allocate=need > 0)
+
+    def _write_last(self, node: Node, fd: int, offset: int, data: bytes, reserved: int) -> int:
+        """Append, and cut off what was appended last if the file's map took a block for which there is no room."""
+        block = self.block
+        before = kept = os.fstat(fd).st_size
+        try:
+            self._allocate(fd, offset, len(data))
+            kept = offset + os.pwrite(fd, data, offset)
+            os.fdatasync(fd)
+            if os.fstat(fd).st_blocks * 512 - node.charged > reserved + node.hold:
+                kept = max(before, (kept - 1) // block * block)
+                os.ftruncate(fd, kept)
+        finally:
+            self._account(node, fd, reserved, 0)
+        if kept <= offset:
+            raise _no_space()
+        return kept - offset
 
     def _joins(self, fd: int, offset: int, holes: list[tuple[int, int]]) -> bool:
         """Whether what is written only lengthens the last piece of the file."""
@@ -346,8 +372,10 @@ class Accounts:
 
         Write-back splits a preallocated piece into up to three, one after the other.
         """
-        if self._kind not in {"ext4", "xfs"}:
+        if self._kind == "tmpfs":
             return False
+        if self._kind not in {"ext4", "xfs"}:
+            return splits > 0  # btrfs counts a block that is copied twice, until write-back
         pieces = _pieces(fd)
         most = pieces + more + splits
         if self._kind == "ext4":  # four pieces are in the inode
