@@ -58,7 +58,6 @@ _PIECES: Final = 256
 """Extents for which a file's map takes a block, at least (340 on ext4, 250 on XFS)."""
 _FIEMAP: Final = 0xC020660B
 _FIEMAP_LAST: Final = 1
-_EXTENTS: Final = 64
 
 
 def _kind(fd: int) -> str:
@@ -98,14 +97,14 @@ def _holes(fd: int, start: int, end: int, block: int) -> list[tuple[int, int]]:
     return holes
 
 
-def _unmapped(fd: int, at: int, end: int) -> list[tuple[int, int]]:
+def _unmapped(fd: int, at: int, end: int, extents: int = 64) -> list[tuple[int, int]]:
     holes: list[tuple[int, int]] = []
     while at < end:
-        buffer = bytearray(32 + 56 * _EXTENTS)
-        struct.pack_into("=QQIIII", buffer, 0, at, end - at, 0, 0, _EXTENTS, 0)
+        buffer = bytearray(32 + 56 * extents)
+        struct.pack_into("=QQIIII", buffer, 0, at, end - at, 0, 0, extents, 0)
         fcntl.ioctl(fd, _FIEMAP, buffer)
         count: int = struct.unpack_from("=I", buffer, 20)[0]
-        last = count < _EXTENTS
+        last = count < extents
         for i in range(count):
             logical, _physical, length = struct.unpack_from("=QQQ", buffer, 32 + 56 * i)
             (flags,) = struct.unpack_from("=I", buffer, 32 + 56 * i + 40)
@@ -276,8 +275,8 @@ class Accounts:
         if self._tight and self._roomy():
             self._tight = False
         with lock:
-            if _seek(fd, offset, os.SEEK_HOLE, end) >= end:
-                return os.pwrite(fd, data, offset)  # every block is there
+            if self._is_allocated(node, fd, offset, end):
+                return os.pwrite(fd, data, offset)
             if not self._tight:
                 wanted = end + -end % block - (offset - offset % block)
                 hold = 0
@@ -298,6 +297,21 @@ class Accounts:
             with lock:
                 written = self._write_tight(node, fd, offset, data, final=True)
         return written or 0
+
+    def _is_allocated(self, node: Node, fd: int, offset: int, end: int) -> bool:
+        """Whether every block from *offset* to *end* is there already; ``False`` if that is not quickly known.
+
+        Not by SEEK_HOLE, which looks as far as the next hole: in a file of 20 MB that took 34 us on XFS and tmpfs.
+        """
+        if self._kind == "tmpfs":
+            size = os.fstat(fd).st_size
+            return end <= size and node.charged >= size + -size % self.block
+        if self._kind not in {"ext4", "xfs"}:
+            return False  # btrfs looks for other users of each extent first
+        try:
+            return not _unmapped(fd, offset, end, 4)
+        except OSError:
+            return False
 
     def _write_reserved(
         self, node: Node, fd: int, offset: int, data: bytes, reserved: int, hold: int, *, allocate: bool
