@@ -8,8 +8,10 @@ agent started and that is not our child.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
@@ -31,6 +33,8 @@ Progress = Callable[[int], Awaitable[None]]
 START_TIMEOUT = 60.0
 """Seconds that a starting server may say nothing at all (a scan in progress says something)."""
 STOP_TIMEOUT = 30.0
+GRACE = 5.0
+"""Seconds that other mount namespaces may hold on to a volume that is unmounted everywhere here."""
 ADOPT_TIMEOUT = 5.0
 
 log = logging.getLogger(__name__)
@@ -100,7 +104,6 @@ class ProcessSupervisor:
         """Start the process and wait until it has mounted, or said why it cannot."""
         file, control, log_file = self.paths(spec.mount_id)
         reader, writer = os.pipe()
-        process: subprocess.Popen[bytes] | None = None
         try:
             with trio.CancelScope(shield=True):
                 process = await trio.to_thread.run_sync(self._spawn, spec, file, control, log_file, writer)
@@ -239,6 +242,14 @@ class ProcessSupervisor:
             if not answer.get("ok"):
                 server.stopping = False
                 raise ConflictError(str(answer.get("error") or f"The mount of {mount_id} is in use: try again later."))
+        with trio.move_on_after(GRACE):
+            await server.ended.wait()
+        if not server.ended.is_set():
+            log.info(
+                "Something still holds the unmounted %s (a container's copy of it): its server ends now.", mount_id
+            )
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(server.pid, signal.SIGTERM)
         try:
             with trio.fail_after(STOP_TIMEOUT):
                 await server.ended.wait()
