@@ -5,6 +5,7 @@ set -uo pipefail
 cd "$(dirname "$0")/.."
 mkdir -p build/test
 TMPDIR=$(mktemp -d /tmp/fv.XXXXXX) # short: paths of unix sockets end at 107 bytes
+chmod 755 "$TMPDIR"                # tests also act as other users, who must get through it
 FUSEVOL_TEST_RUN=${TMPDIR##*.}     # inherited by every process that a test starts
 export TMPDIR FUSEVOL_TEST_RUN
 scripts/check-clean.sh save "$TMPDIR/before"
