@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
@@ -31,7 +32,7 @@ class Pools:
         """Open or create the pools and clear away what died half-made in them."""
         opened: dict[str, Pool] = {}
         for name, path in paths.items():
-            opened[name] = await trio.to_thread.run_sync(lambda p=path, n=name: Pool.open(p, n, create=True))
+            opened[name] = await trio.to_thread.run_sync(partial(Pool.open, path, name, create=True))
             await trio.to_thread.run_sync(opened[name].sweep)
         return cls(opened)
 

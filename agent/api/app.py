@@ -95,7 +95,7 @@ class Api:
                 return
             used[volume["metadata"]["uid"]] = found[0]
             uid = (volume["spec"].get("claimRef") or {}).get("uid")
-            if uid in claims:
+            if isinstance(uid, str) and uid in claims:
                 used[uid] = found[0]
 
         async with trio.open_nursery() as nursery:
@@ -168,7 +168,7 @@ def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return {k: _plain(v) for k, v in value._asdict().items()}
+        return {k: _plain(v) for k, v in zip(value._fields, value, strict=True)}
     if isinstance(value, dict):
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):

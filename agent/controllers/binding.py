@@ -26,7 +26,7 @@ from agent.controllers.view import (
     Put,
     View,
     annotate,
-    annotations,
+    annotations_of,
     being_deleted,
     claim_key,
     class_of,
@@ -37,6 +37,7 @@ from agent.controllers.view import (
     reference,
     refers_to,
 )
+from fusevol import quantity
 
 Obj = dict[str, Any]
 
@@ -54,7 +55,7 @@ def decide(claim: Obj, view: View) -> list[Action]:
         new = copy.deepcopy(claim)
         new["metadata"]["finalizers"] = [*finalizers(claim), CLAIM_PROTECTION]
         return [Put(new)]
-    if BIND_COMPLETED in annotations(claim):
+    if BIND_COMPLETED in annotations_of(claim):
         return _bound(claim, view)
     if claim["spec"].get("volumeName"):
         return _named(claim, view)
@@ -71,7 +72,7 @@ def _deleted(claim: Obj, view: View) -> list[Action]:
         return []
     new = copy.deepcopy(claim)
     new["metadata"]["finalizers"] = [f for f in finalizers(claim) if f != CLAIM_PROTECTION]
-    unfinished = BIND_COMPLETED not in annotations(claim) and volume_name(claim) not in view.volumes
+    unfinished = BIND_COMPLETED not in annotations_of(claim) and volume_name(claim) not in view.volumes
     return [*([Discard(claim)] if unfinished else []), Put(new)]
 
 
@@ -154,7 +155,7 @@ def _unbound(claim: Obj, view: View) -> list[Action]:
     delayed = (
         storage_class is not None
         and storage_class.get("volumeBindingMode") == "WaitForFirstConsumer"
-        and SELECTED_NODE not in annotations(claim)
+        and SELECTED_NODE not in annotations_of(claim)
     )
     users = view.users.get(claim_key(claim))
     volume = matching.find(claim, view.volumes.values(), delayed=delayed and not users)
@@ -177,7 +178,7 @@ def _provisioned(claim: Obj, name: str, storage_class: Obj | None, view: View, *
     if provisioner == NO_PROVISIONER:
         message = f'no persistent volume of class "{name}" is available, and the class makes none: create one.'
         return _pending(claim, Event(claim, "FailedBinding", message))
-    if annotations(claim).get(STORAGE_PROVISIONER) != provisioner or delayed:
+    if annotations_of(claim).get(STORAGE_PROVISIONER) != provisioner or delayed:
         new = copy.deepcopy(claim)
         annotate(new).update({STORAGE_PROVISIONER: provisioner, BETA_STORAGE_PROVISIONER: provisioner})
         if delayed:
@@ -186,8 +187,8 @@ def _provisioned(claim: Obj, name: str, storage_class: Obj | None, view: View, *
     if provisioner not in view.provisioners:
         message = (
             f'Waiting for a volume to be created by "{provisioner}", the provisioner of StorageClass "{name}", which '
-            f'is not served here: choose a class of "{view.provisioners[0]}", list the name under `provisioners` in the '
-            "configuration of fusevol, or create the PersistentVolume by hand."
+            f'is not served here: choose a class of "{view.provisioners[0]}", list the name under `provisioners` in '
+            "the configuration of fusevol, or create the PersistentVolume by hand."
         )
         return _pending(claim, Event(claim, "ExternalProvisioning", message))
     return _pending(claim, Provision(claim, storage_class))
@@ -223,7 +224,7 @@ def _lost(claim: Obj, reason: str, message: str) -> list[Action]:
 
 def _expanded(claim: Obj, volume: Obj, view: View) -> list[Action]:
     """Expansion (4.12): only of what a class that allows it provisioned here."""
-    granted = matching.quantity.parse(((claim.get("status") or {}).get("capacity") or {}).get("storage", 0))
+    granted = quantity.parse(((claim.get("status") or {}).get("capacity") or {}).get("storage", 0))
     if matching.requested(claim) <= granted:
         return []
     storage_class = view.classes.get(class_of(claim) or "")

@@ -11,7 +11,7 @@ from agent.controllers import binding, reclaim
 from agent.controllers.effects import Effects
 from agent.controllers.pods import PodController
 from agent.controllers.queue import WorkQueue
-from agent.controllers.view import BIND_COMPLETED, View, annotations
+from agent.controllers.view import BIND_COMPLETED, View, annotations_of
 from agent.store import Key, Store, now
 from agent.volumes.attachments import Attachment
 from agent.volumes.mounter import Mounter
@@ -157,7 +157,7 @@ class Controllers:
 
     def _unbound_claims(self, volume: str = "") -> None:
         for claim in self._store.list("PersistentVolumeClaim"):
-            if BIND_COMPLETED not in annotations(claim) or (volume and claim["spec"].get("volumeName") == volume):
+            if BIND_COMPLETED not in annotations_of(claim) or (volume and claim["spec"].get("volumeName") == volume):
                 self.claims.add(objects.key(claim))
 
     def _pods_of(self, claim: Key) -> None:

@@ -105,7 +105,7 @@ class PodController:
             status = current.setdefault("status", {})
             status.setdefault("phase", "Pending")
             conditions = [c for c in status.get("conditions") or [] if c["type"] != READY]
-            old = next((c for c in status.get("conditions") or [] if c["type"] == READY), {})
+            old: Obj = next((c for c in status.get("conditions") or [] if c["type"] == READY), {})
             state = "False" if problems else "True"
             new = {
                 "type": READY,

@@ -17,7 +17,7 @@ from agent.controllers.view import (
     Put,
     Reclaim,
     View,
-    annotations,
+    annotations_of,
     being_deleted,
     finalizers,
     phase,
@@ -29,7 +29,7 @@ Obj = dict[str, Any]
 def ours(volume: Obj, view: View) -> bool:
     """Whether the volume was provisioned here, so that its data may be deleted here."""
     return (
-        annotations(volume).get(PROVISIONED_BY) in view.provisioners
+        annotations_of(volume).get(PROVISIONED_BY) in view.provisioners
         and (volume["spec"].get("csi") or {}).get("driver") == DRIVER
     )
 
@@ -90,7 +90,7 @@ def _phase(volume: Obj, wanted: str, view: View) -> list[Action]:
 def _unbound(volume: Obj, view: View) -> list[Action]:
     """Its claim is bound to another volume: give up the reference that we made, or the uid of the user's own."""
     new = copy.deepcopy(volume)
-    if BOUND_BY_CONTROLLER in annotations(volume):
+    if BOUND_BY_CONTROLLER in annotations_of(volume):
         del new["spec"]["claimRef"]
         del new["metadata"]["annotations"][BOUND_BY_CONTROLLER]
     else:
@@ -118,7 +118,7 @@ def _released(volume: Obj, view: View) -> list[Action]:
 def _deleted(volume: Obj, view: View) -> list[Action]:
     if not ours(volume, view):
         message = (
-            f"The volume was made by {annotations(volume).get(PROVISIONED_BY) or 'hand'}, which must delete it: "
+            f"The volume was made by {annotations_of(volume).get(PROVISIONED_BY) or 'hand'}, which must delete it: "
             "delete the data and the PersistentVolume by hand, or set its policy to Retain."
         )
         return [Event(volume, "VolumeFailedDelete", message, warning=True)]

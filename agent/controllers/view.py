@@ -99,7 +99,7 @@ class View:
     now: str = "1970-01-01T00:00:00Z"
 
 
-def annotations(obj: Obj) -> Mapping[str, str]:
+def annotations_of(obj: Obj) -> Mapping[str, str]:
     """The annotations of *obj*, maybe none."""
     return obj["metadata"].get("annotations") or {}
 
@@ -129,7 +129,7 @@ def phase(obj: Obj) -> str:
 
 def class_of(obj: Obj) -> str | None:
     """The class that a claim or volume names: the beta annotation, else the field (4.5); None when neither is there."""
-    legacy = annotations(obj).get(BETA_CLASS)
+    legacy = annotations_of(obj).get(BETA_CLASS)
     if legacy is not None:
         return legacy
     value = obj["spec"].get("storageClassName")
@@ -141,7 +141,7 @@ def default_class(classes: Mapping[str, Obj]) -> str | None:
     marked = [
         c
         for c in classes.values()
-        if "true" in {annotations(c).get(DEFAULT_CLASS), annotations(c).get(BETA_DEFAULT_CLASS)}
+        if "true" in {annotations_of(c).get(DEFAULT_CLASS), annotations_of(c).get(BETA_DEFAULT_CLASS)}
     ]
     marked.sort(key=lambda c: str(c["metadata"]["name"]))
     marked.sort(key=lambda c: str(c["metadata"].get("creationTimestamp") or ""), reverse=True)

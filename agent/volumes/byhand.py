@@ -10,7 +10,7 @@ from typing import Any
 
 import trio
 
-from agent.controllers.view import SELECTED_NODE, annotate, annotations, phase
+from agent.controllers.view import SELECTED_NODE, annotate, annotations_of, phase
 from agent.events import Recorder
 from agent.pools import Pools
 from agent.store import Key, Store
@@ -97,7 +97,7 @@ class ByHand:
         since = self._store.version
         claim = self._store.get(key)
         with trio.move_on_after(BIND_TIMEOUT):
-            if phase(claim) in {"", "Pending"} and SELECTED_NODE not in annotations(claim):
+            if phase(claim) in {"", "Pending"} and SELECTED_NODE not in annotations_of(claim):
                 # a mount by hand is a first consumer, too (WaitForFirstConsumer)
                 claim = await self._store.change(key, lambda c: annotate(c).update({SELECTED_NODE: self._node}))
             if phase(claim) in {"", "Pending"}:

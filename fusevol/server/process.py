@@ -28,7 +28,8 @@ from fusevol import __version__
 from fusevol.errors import FusevolError, UnavailableError, UsageError
 from fusevol.fs import FileSystem
 from fusevol.fs.types import CACHE_EXCLUSIVE, CACHE_NONE, CACHE_SHARED, CachePolicy
-from fusevol.quota.ledger import Ledger, ScanProgress
+from fusevol.quota.ledger import Ledger
+from fusevol.quota.scan import ScanProgress
 from fusevol.server import logfile, privileges
 from fusevol.server.control import Answer, ControlSocket, RequestError
 from fusevol.server.spec import MountSpec

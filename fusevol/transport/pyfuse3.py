@@ -11,9 +11,9 @@ What the kernel is told, and why:
   a write that fails has told its writer already; whoever wants its data on disk calls fsync(2).
 * Names, absent names and attributes are cached for as long as the cache policy says.
 * Listings: READDIRPLUS cannot be switched off in pyfuse3, but an entry may go without attributes
-  (``_entries.NameOnly``), which costs a tenth. The first page of a directory has attributes, so that ``ls -l`` of a small
-  directory is one request; the later pages of a big one have them only if names of that directory were looked up after
-  an earlier listing without. A program that only wants the names of 10,000 files pays for the names.
+  (``_entries.NameOnly``), which costs a tenth. The first page of a directory has attributes, so that ``ls -l`` of a
+  small directory is one request; the later pages of a big one have them only if names of that directory were looked
+  up after an earlier listing without. A program that only wants the names of 10,000 files pays for the names.
 * Permissions are the kernel's business (``default_permissions``), including POSIX ACLs.
 * pyfuse3 3.5 does not pass on fallocate, lseek, copy_file_range and O_TMPFILE: the kernel's own fallbacks apply.
 * The kernel reads ``security.capability`` before every write, a second round trip. Only a protocol feature that

@@ -17,7 +17,7 @@ from tests.support.servers import VolumeServer
 
 LINES = (
     rb"36 35 98:0 /mnt1 /mnt/a\040b\134c\011d\012e\043 rw,noatime master:1 shared:2 - ext4 /dev/r\040t rw,errors=ro"
-    + b"\n"
+    b"\n"
     b"40 36 0:42 / /v rw,nosuid - fuse.fusevol claim rw,user_id=0\n"
 )
 
