@@ -10,6 +10,7 @@
 set -euo pipefail
 
 own=${FUSEVOL_TEST_RUN:-none}
+unset FUSEVOL_TEST_RUN # or the programs started here would count as left behind
 tmp=${TMPDIR:-/tmp}
 only_own=${CHECK_CLEAN:-all}
 

@@ -52,7 +52,8 @@ class WorkQueue(Generic[K]):
             self._again.add(key)
             return
         self._waiting[key] = None
-        self._idle = trio.Event()
+        if self._idle.is_set():  # one that is not may have somebody waiting for it
+            self._idle = trio.Event()
         self._wake.set()
 
     def settled(self) -> bool:

@@ -22,8 +22,8 @@ def main(directory: Path, seed: int) -> int:
     print("started", flush=True)
     done = refused = 0
     while not ended:
-        name = directory / f"{rng.randrange(3)}-{rng.randrange(60)}"
-        other = directory / f"{rng.randrange(3)}-{rng.randrange(60)}"
+        name = directory / f"{rng.randrange(3)}-{rng.randrange(120)}"
+        other = directory / f"{rng.randrange(3)}-{rng.randrange(120)}"
         what = rng.randrange(8)
         try:
             if what <= 2:
