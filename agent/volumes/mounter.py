@@ -230,10 +230,10 @@ class Mounter:
 
         async def progress(inodes: int) -> None:
             nonlocal told
-            if not told:
+            if not told and inodes > 1:  # 1 is a new volume's root
                 told = True
                 message = (
-                    f"The usage of {row.volume} is being counted, since it was not unmounted cleanly; "
+                    f"The usage of {row.volume} is being counted, since it has no counters of a clean unmount; "
                     "it is mounted when that is done."
                 )
                 await self._tell(row, "VolumeScan", message, False)

@@ -12,8 +12,8 @@ What the kernel is told, and why:
 * Names, absent names and attributes are cached for as long as the cache policy says.
 * Listings: READDIRPLUS cannot be switched off in pyfuse3, but an entry may go without attributes
   (``_entries.NameOnly``), which costs a tenth. The first page of a directory has attributes, so that ``ls -l`` of a
-  small directory is one request; the later pages of a big one have them only if names of that directory were looked
-  up after an earlier listing without. A program that only wants the names of 10,000 files pays for the names.
+  small directory is one request; the later pages of a big one have them only if names of that directory are being
+  looked up since the listing began. A program that only wants the names of 10,000 files pays for the names.
 * Permissions are the kernel's business (``default_permissions``), including POSIX ACLs.
 * pyfuse3 3.5 does not pass on fallocate, lseek, copy_file_range and O_TMPFILE: the kernel's own fallbacks apply.
 * The kernel reads ``security.capability`` before every write, a second round trip. Only a protocol feature that
@@ -99,7 +99,7 @@ class Adapter(pyfuse3.Operations):
         self._bare: dict[int, None] = {}
         """Nodes of directories that were listed without attributes, oldest first."""
         self._wanted: dict[int, None] = {}
-        """Those whose names were looked up after that."""
+        """Those whose names were looked up after that, until they are listed from the start again."""
 
     def init(self) -> None:
         """Called by pyfuse3 for the kernel's first request."""
@@ -285,6 +285,8 @@ class Adapter(pyfuse3.Operations):
     def readdir(self, fh: int, offset: int, token: pyfuse3.ReaddirToken) -> None:
         node = self._open_dirs[fh]
         names: Iterable[Any] = self.fs.readdir(fh, offset)
+        if offset == 0:
+            self._wanted.pop(node, None)  # what is cached since then is not asked for again
         if offset == 0 or node in self._wanted or not NameOnly.available:
             self._list_with_attributes(node, names, token)
             return
