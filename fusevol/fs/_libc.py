@@ -39,6 +39,7 @@ _linkat = _function("linkat", _int, _char_p, _int, _char_p, _int)
 _renameat2 = _function("renameat2", _int, _char_p, _int, _char_p, ctypes.c_uint)
 _fallocate = _function("fallocate", _int, _int, _long, _long)
 _syncfs = _function("syncfs", _int)
+_statx = _function("statx", _int, _char_p, _int, ctypes.c_uint, _void_p)
 _getdents64 = _libc.getdents64
 _getdents64.argtypes = (_int, _void_p, _size_t)
 _getdents64.restype = ctypes.c_ssize_t
@@ -115,6 +116,14 @@ def syncfs(fd: int) -> None:
     """Write the filesystem that *fd* is on to its disk."""
     if _syncfs(fd) != 0:
         raise _fail()
+
+
+def statx(fd: int, mask: int) -> bytes:
+    """The 256 bytes of ``struct statx`` (statx(2)) of the inode behind *fd*."""
+    buffer = ctypes.create_string_buffer(256)
+    if _statx(fd, b"", AT_EMPTY_PATH, mask, buffer) != 0:
+        raise _fail()
+    return buffer.raw
 
 
 def directory_entries(fd: int) -> list[tuple[bytes, int, int]]:

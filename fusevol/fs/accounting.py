@@ -60,7 +60,7 @@ _FIEMAP: Final = 0xC020660B
 _FIEMAP_LAST: Final = 1
 
 
-def _kind(fd: int) -> str:
+def backing_type(fd: int) -> str:
     """The type of the filesystem of *fd* as in mountinfo (proc(5)); empty if it is not found there (btrfs)."""
     device = os.fstat(fd).st_dev
     wanted = f"{os.major(device)}:{os.minor(device)}"
@@ -199,7 +199,7 @@ class Accounts:
         self._moving: dict[Node, None] = {}
         self._moving_lock = threading.Lock()
         self.block = max(os.fstatvfs(nodes.mount_fd).f_bsize, 4096)
-        self._kind = _kind(nodes.mount_fd)
+        self._kind = backing_type(nodes.mount_fd)
         self._delays = self._kind in {"ext4", "tmpfs"}
         """Whether a write may be left to the backing store's own allocation where there is room."""
         self._moves = self._kind != "tmpfs"
@@ -264,7 +264,7 @@ class Accounts:
 
     # -- data ---------------------------------------------------------------------------------------------------------
 
-    def write(self, node: Node, fd: int, offset: int, data: bytes) -> int:
+    def write(self, node: Node, fd: int, offset: int, data: bytes | memoryview) -> int:
         """pwrite(2) of as much of *data* as the limit allows. Raises ``OSError(ENOSPC)`` if that is nothing."""
         size = len(data)
         if not size:
@@ -314,7 +314,7 @@ class Accounts:
             return False
 
     def _write_reserved(
-        self, node: Node, fd: int, offset: int, data: bytes, reserved: int, hold: int, *, allocate: bool
+        self, node: Node, fd: int, offset: int, data: bytes | memoryview, reserved: int, hold: int, *, allocate: bool
     ) -> int:
         """Write, and settle *reserved*, of which up to *hold* is kept for blocks that come later."""
         try:
@@ -335,7 +335,7 @@ class Accounts:
         node.charged = now
         self.moves(node)
 
-    def _write_tight(self, node: Node, fd: int, offset: int, data: bytes, *, final: bool) -> int | None:
+    def _write_tight(self, node: Node, fd: int, offset: int, data: bytes | memoryview, *, final: bool) -> int | None:
         """Write what fits. ``None`` if that is not all, and more may fit when holds are given back; not if *final*."""
         block = self.block
         end = offset + len(data)
@@ -359,7 +359,7 @@ class Accounts:
                 return self._write_last(node, fd, offset, data, granted)
         return self._write_reserved(node, fd, offset, data, granted, spare, allocate=need > 0)
 
-    def _write_last(self, node: Node, fd: int, offset: int, data: bytes, reserved: int) -> int:
+    def _write_last(self, node: Node, fd: int, offset: int, data: bytes | memoryview, reserved: int) -> int:
         """Append, and cut off what was appended last if the file's map took a block for which there is no room."""
         block = self.block
         before = kept = os.fstat(fd).st_size

@@ -1,9 +1,11 @@
 """One served directory tree: a method per FUSE operation.
 
 Synchronous and thread-safe. Names are bytes; nodes and file handles are numbers; failures are ``OSError`` with the
-errno for the caller. Who may do what has been decided by the kernel of the mount (``default_permissions``), which has
-applied the umask as well, and removes setuid and setgid bits on write, truncation and change of owner by a SETATTR
-of its own (fuse_setattr in fs/fuse/dir.c, as FUSE_HANDLE_KILLPRIV is not negotiated).
+errno for the caller. Who may do what has been decided by the kernel of the mount (``default_permissions``). It says
+with each write, truncation and open whether setuid and setgid bits must go (``kill``): the caller has no CAP_FSETID.
+A transport that cannot pass that on leaves it to the kernel, which then sends a change of mode. File capabilities
+(``security.capability``) go with every write and truncation by themselves, and all three with a change of owner: the
+backing store does that for us as for anybody.
 """
 
 from __future__ import annotations
@@ -15,12 +17,12 @@ from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from fusevol.fs import _libc
-from fusevol.fs.accounting import Accounts
+from fusevol.fs.accounting import Accounts, backing_type
 from fusevol.fs.files import Handles, OpenDirectory, OpenFile
 from fusevol.fs.identity import Identity
 from fusevol.fs.names import DROPPED, Names, failure
 from fusevol.fs.nodes import Node, Nodes
-from fusevol.fs.types import CACHE_EXCLUSIVE, CachePolicy, Caller, DirEntry, Quota, SetAttr, StatFs, Usage
+from fusevol.fs.types import CACHE_EXCLUSIVE, CachePolicy, DirEntry, Quota, SetAttr, StatFs, Usage
 
 _FD: Final = b"/proc/self/fd/%d"
 _XATTR_BLOCKS: Final = 2
@@ -64,6 +66,11 @@ class FileSystem(Names):
     def __repr__(self) -> str:
         return f"<FileSystem {self.stats()} read_only={self._read_only}>"
 
+    @property
+    def backing_type(self) -> str:
+        """The type of the backing filesystem as in mountinfo (proc(5)); empty if it is not found there (btrfs)."""
+        return backing_type(self._nodes.mount_fd)
+
     # -- attributes ---------------------------------------------------------------------------------------------------
 
     def getattr(self, node: int, fh: int | None = None) -> os.stat_result:
@@ -78,7 +85,17 @@ class FileSystem(Names):
         finally:
             nodes.unpin(found)
 
-    def setattr(self, node: int, change: SetAttr, fh: int | None, caller: Caller) -> os.stat_result:  # noqa: ARG002  # the contract's
+    def statx(self, node: int, fh: int | None, mask: int) -> bytes:
+        """``struct statx`` of *node* (statx(2)): what getattr tells, and the time of birth. *mask* has STATX_* bits."""
+        nodes = self._nodes
+        found = nodes.get(node)
+        fd = nodes.pin(found)
+        try:
+            return _libc.statx(self._files.get(fh).fd if fh is not None else fd, mask)
+        finally:
+            nodes.unpin(found)
+
+    def setattr(self, node: int, change: SetAttr, fh: int | None) -> os.stat_result:
         """Change what *change* names, and return the attributes then."""
         self._may_write()
         nodes = self._nodes
@@ -88,6 +105,8 @@ class FileSystem(Names):
             if change.size is not None:
                 file = self._files.get(fh) if fh is not None else None
                 self._truncate(found, fd, file if file is not None and file.writable else None, change.size)
+                if change.kill:
+                    self._clear_privileges(found, fd)
             if change.uid is not None or change.gid is not None:
                 # before the mode: it clears setuid and setgid bits, which the mode may set again
                 uid = -1 if change.uid is None else change.uid
@@ -109,8 +128,9 @@ class FileSystem(Names):
         with self._accounts.change([(node, fd)]):  # an ACL may be rewritten
             os.chmod(_FD % fd, mode)
 
-    def _clear_privileges(self, node: Node, fd: int, mode: int) -> None:
+    def _clear_privileges(self, node: Node, fd: int) -> None:
         """Clear what file_remove_privs() in the kernel's fs/inode.c clears."""
+        mode = os.fstat(fd).st_mode
         kept = mode & ~stat.S_ISUID
         if mode & stat.S_IXGRP:
             kept &= ~stat.S_ISGID
@@ -214,11 +234,10 @@ class FileSystem(Names):
 
     # -- files --------------------------------------------------------------------------------------------------------
 
-    def open(self, node: int, flags: int, caller: Caller | None = None) -> int:
+    def open(self, node: int, flags: int, *, kill: bool = False) -> int:
         """Open a regular file; returns its handle. Special files are the kernel's business and never come here.
 
-        With O_TRUNC the setuid and setgid bits are cleared unless *caller* is root, as the kernel does for its own
-        truncations; it leaves that to us where FUSE_ATOMIC_O_TRUNC is negotiated, which libfuse does.
+        *kill*: with O_TRUNC the setuid and setgid bits are cleared (FUSE_OPEN_KILL_SUIDGID).
         """
         writable = flags & os.O_ACCMODE != os.O_RDONLY
         if writable or flags & os.O_TRUNC:
@@ -236,8 +255,8 @@ class FileSystem(Names):
             try:
                 if flags & os.O_TRUNC:
                     self._truncate(found, path, None, 0)
-                    if caller is None or caller.uid != 0:
-                        self._clear_privileges(found, path, mode)
+                    if kill:
+                        self._clear_privileges(found, path)
             except BaseException:
                 os.close(fd)
                 raise
@@ -250,11 +269,16 @@ class FileSystem(Names):
         """Up to *size* bytes from *offset*."""
         return os.pread(self._files.get(fh).fd, size, offset)
 
-    def write(self, fh: int, offset: int, data: bytes) -> int:
-        """Write *data* at *offset*; returns how much of it, which is less than all where only that fits the quota."""
+    def write(self, fh: int, offset: int, data: bytes | memoryview, *, kill: bool = False) -> int:
+        """Write *data* at *offset*; returns how much of it, which is less than all where only that fits the quota.
+
+        *kill*: setuid and setgid bits are cleared (FUSE_WRITE_KILL_SUIDGID).
+        """
         file = self._files.get(fh)
         if self._read_only:
             raise failure(errno.EROFS)
+        if kill:
+            self._clear_privileges(file.node, file.fd)
         if self._accounts is None:
             return os.pwrite(file.fd, data, offset)
         return self._accounts.write(file.node, file.fd, offset, data)
@@ -308,6 +332,10 @@ class FileSystem(Names):
             return os.copy_file_range(source.fd, target.fd, size, offset, newoffset)
         data = os.pread(source.fd, min(size, 1 << 20), offset)
         return self._accounts.write(target.node, target.fd, newoffset, data)
+
+    def descriptor(self, fh: int) -> int:
+        """The descriptor of the backing file, valid until :meth:`release`; a kernel may read and write it itself."""
+        return self._files.get(fh).fd
 
     # -- directories --------------------------------------------------------------------------------------------------
 

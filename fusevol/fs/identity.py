@@ -7,12 +7,17 @@ CAP_FSETID being kept, supplementary groups do not matter: an S_ISGID bit that t
 from ``mode`` by the kernel before it asked (vfs_prepare_mode), so /proc/PID/status need not be read.
 
 A server that may not change identity (unprivileged) creates everything as itself.
+
+The umask is applied by the backing store, since it alone knows whether the directory has a default ACL, which takes the
+umask's place (umask(2)). A umask belongs to a process, so each thread that needs one leaves the others' (CLONE_FS).
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
+import threading
+from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
 from typing import Final
 
@@ -22,6 +27,7 @@ _libc: Final = ctypes.CDLL(None, use_errno=True)
 _libc.setfsuid.argtypes = _libc.setfsgid.argtypes = (ctypes.c_uint,)
 _VERSION_3: Final = 0x20080522
 _CAP_SETGID, _CAP_SETUID = 6, 7
+_CLONE_FS: Final = 0x200
 
 
 class _Header(ctypes.Structure):
@@ -33,51 +39,48 @@ class _Data(ctypes.Structure):
 
 
 class _As:
-    """Within it the calling thread creates files as *uid* and *gid*."""
+    """Within it the calling thread creates files as the caller does: *uid*, *gid* and *umask*."""
 
-    __slots__ = ("_gid", "_identity", "_uid")
+    __slots__ = ("_caller", "_identity", "_masked")
 
-    def __init__(self, identity: Identity, uid: int, gid: int) -> None:
+    def __init__(self, identity: Identity, caller: Caller) -> None:
         self._identity = identity
-        self._uid = uid
-        self._gid = gid
+        self._caller = caller
+        self._masked = False
 
     def __enter__(self) -> None:
-        identity = self._identity
-        if self._gid != identity.gid:
-            _libc.setfsgid(self._gid)
-        if self._uid != identity.uid:
-            _libc.setfsuid(self._uid)
+        identity, caller = self._identity, self._caller
+        if caller.umask:
+            identity.set_umask(caller.umask)
+            self._masked = True
+        if not identity.able:
+            return
+        if caller.gid != identity.gid:
+            _libc.setfsgid(caller.gid)
+        if caller.uid != identity.uid:
+            _libc.setfsuid(caller.uid)
             if identity.uid == 0:
                 identity.restore_capabilities()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        identity = self._identity
-        if self._uid != identity.uid:
+        identity, caller = self._identity, self._caller
+        if self._masked:
+            os.umask(0)
+        if not identity.able:
+            return
+        if caller.uid != identity.uid:
             _libc.setfsuid(identity.uid)
-        if self._gid != identity.gid:
+        if caller.gid != identity.gid:
             _libc.setfsgid(identity.gid)
 
 
-class _Nobody:
-    """Within it nothing changes."""
-
-    __slots__ = ()
-
-    def __enter__(self) -> None:
-        """Nothing to do."""
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        """Nothing to undo."""
-
-
-_SAME: Final = _Nobody()
+_SAME: Final = nullcontext()
 
 
 class Identity:
     """Who the server is, and whether it may act as others. Made on any thread, used on all."""
 
-    __slots__ = ("_data", "_header", "able", "gid", "uid")
+    __slots__ = ("_data", "_header", "_threads", "able", "gid", "uid")
 
     def __init__(self) -> None:
         self.uid = os.geteuid()
@@ -87,6 +90,19 @@ class Identity:
         _libc.capget(ctypes.byref(self._header), ctypes.byref(self._data))
         wanted = 1 << _CAP_SETGID | 1 << _CAP_SETUID
         self.able = self._data[0].effective & wanted == wanted
+        self._threads = threading.local()
+
+    def set_umask(self, umask: int) -> None:
+        """Give the calling thread, which shares its umask with no other one, the file mode creation mask *umask*.
+
+        Raises ``OSError`` where a thread may not have its own (unshare(2) forbidden by a seccomp filter).
+        """
+        if not getattr(self._threads, "alone", False):
+            if _libc.unshare(_CLONE_FS) != 0:
+                number = ctypes.get_errno()
+                raise OSError(number, os.strerror(number))
+            self._threads.alone = True
+        os.umask(umask)
 
     def restore_capabilities(self) -> None:
         """Take back the effective capabilities that a change of fsuid away from 0 removed."""
@@ -95,8 +111,8 @@ class Identity:
             number = ctypes.get_errno()
             raise OSError(number, os.strerror(number))
 
-    def of(self, caller: Caller) -> _As | _Nobody:
+    def of(self, caller: Caller) -> AbstractContextManager[None]:
         """A context in which this thread creates files as *caller*."""
-        if not self.able or (caller.uid == self.uid and caller.gid == self.gid):
+        if not caller.umask and (not self.able or (caller.uid == self.uid and caller.gid == self.gid)):
             return _SAME
-        return _As(self, caller.uid, caller.gid)
+        return _As(self, caller)

@@ -160,8 +160,10 @@ class Names(ABC):
         """Make a symbolic link to *target*."""
         return self._make(parent, name, caller, lambda fd: os.symlink(target, name, dir_fd=fd))
 
-    def create(self, parent: int, name: bytes, mode: int, flags: int, caller: Caller) -> tuple[Entry, int]:
-        """Make and open a regular file; one that exists is opened, unless *flags* has O_EXCL."""
+    def create(
+        self, parent: int, name: bytes, mode: int, flags: int, caller: Caller, *, kill: bool = False
+    ) -> tuple[Entry, int]:
+        """Make and open a regular file; one that exists is opened, unless *flags* has O_EXCL. *kill* as in open."""
         opened = -1
 
         def make(fd: int) -> os.stat_result:
@@ -178,7 +180,7 @@ class Names(ABC):
                 raise
             entry = self.lookup(parent, name)
             try:
-                return entry, self.open(entry.node, flags, caller)
+                return entry, self.open(entry.node, flags, kill=kill)
             except BaseException:
                 self.forget(entry.node, 1)
                 raise
@@ -191,8 +193,32 @@ class Names(ABC):
         writable = flags & os.O_ACCMODE != os.O_RDONLY
         return entry, self._files.add(OpenFile(node, opened, writable=writable))
 
+    def tmpfile(self, parent: int, mode: int, flags: int, caller: Caller) -> tuple[Entry, int]:
+        """Make and open a file without a name in *parent* (O_TMPFILE of open(2)); it may be linked later."""
+        self._may_write()
+        nodes, accounts = self._nodes, self._accounts
+        above = nodes.get(parent)
+        up = nodes.pin(above)
+        try:
+            with accounts.change([], INODE_COST, 1) if accounts is not None else contextlib.nullcontext() as change:
+                with self._identity.of(caller):
+                    # without O_EXCL, which would forbid a link: the kernel of the mount has kept that in mind
+                    how = flags & ~(DROPPED | os.O_TRUNC) | os.O_TMPFILE | os.O_CLOEXEC
+                    fd = os.open(b"/proc/self/fd/%d" % up, how, mode & 0o7777)
+                try:
+                    node = nodes.enter_nameless(fd)
+                except BaseException:
+                    os.close(fd)
+                    raise
+                if change is not None:
+                    change.added(node.charged)
+        finally:
+            nodes.unpin(above)
+        writable = flags & os.O_ACCMODE != os.O_RDONLY
+        return Entry(node.number, node.generation, os.fstat(fd)), self._files.add(OpenFile(node, fd, writable=writable))
+
     @abstractmethod
-    def open(self, node: int, flags: int, caller: Caller | None = None) -> int:
+    def open(self, node: int, flags: int, *, kill: bool = False) -> int:
         """Open a regular file; returns its handle."""
 
     def link(self, node: int, newparent: int, newname: bytes) -> Entry:
@@ -212,6 +238,7 @@ class Names(ABC):
                     with accounts.change([(above, up)], NAME_COST):
                         _libc.link(fd, up, newname)
                 found, st = nodes.find(above, up, newname)
+                nodes.linked(found)
             finally:
                 nodes.unpin(above)
         finally:

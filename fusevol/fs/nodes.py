@@ -229,14 +229,7 @@ class Nodes:
             if node is None:
                 if os.fstat(fd).st_nlink == 0:  # removed since it was opened, and its node with it
                     raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
-                number = st.st_ino
-                if number <= ROOT_NODE or number in self._by_number:
-                    self._other += 1
-                    number = self._other
-                self._generation += 1
-                node = Node(number, self._generation, st, fd)
-                self._by_number[number] = self._by_key[key] = node
-                self._open[node] = None
+                node = self._add(fd, st)
             elif node.fd < 0:
                 node.fd = fd
                 self._open[node] = None
@@ -253,9 +246,36 @@ class Nodes:
                 node.pins -= 1
             return node
 
+    def _add(self, fd: int, st: os.stat_result) -> Node:
+        """A new node, which keeps *fd*. Called with the lock."""
+        number = st.st_ino
+        if number <= ROOT_NODE or number in self._by_number:
+            self._other += 1
+            number = self._other
+        self._generation += 1
+        node = Node(number, self._generation, st, fd)
+        self._by_number[number] = self._by_key[node.key] = node
+        self._open[node] = None
+        return node
+
     @staticmethod
     def _same(node: Node, fd: int) -> bool:
         return node.handle is None or node.handle == _libc.file_handle(fd)
+
+    def enter_nameless(self, opened: int) -> Node:
+        """The node of a file without a name that is open as *opened*: one lookup, one open. Raises ``OSError``."""
+        fd = os.open(b"/proc/self/fd/%d" % opened, os.O_PATH | os.O_CLOEXEC)
+        st = os.fstat(fd)
+        with self._lock:
+            node = self._add(fd, st)
+            node.lookups = node.opens = 1
+            node.unlinked = True
+            return node
+
+    def linked(self, node: Node) -> None:
+        """*node* has a name (again)."""
+        with self._lock:
+            node.unlinked = False
 
     # -- counts -------------------------------------------------------------------------------------------------------
 

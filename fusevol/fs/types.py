@@ -57,6 +57,8 @@ class SetAttr(NamedTuple):
     size: int | None = None
     atime_ns: int | None = None
     mtime_ns: int | None = None
+    kill: bool = False
+    """Whether a change of size clears setuid and setgid bits (FATTR_KILL_SUIDGID in ``linux/fuse.h``)."""
 
 
 class DirEntry(NamedTuple):

@@ -20,7 +20,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,16 +33,14 @@ from fusevol.quota.scan import ScanProgress
 from fusevol.server import logfile, privileges
 from fusevol.server.control import Answer, ControlSocket, RequestError
 from fusevol.server.spec import MountSpec
+from fusevol.server.transports import Session, mounted
 from fusevol.transport import mount
-from fusevol.transport.pump import Pump
-from fusevol.transport.pyfuse3 import Adapter, Session, options
 
 log = logging.getLogger(__name__)
 
 _CACHE: Final[dict[str, CachePolicy]] = {"exclusive": CACHE_EXCLUSIVE, "shared": CACHE_SHARED, "none": CACHE_NONE}
 _FAREWELL: Final = 1.0
 """Seconds after SIGTERM in which the last users of an unmounted volume may let go of it."""
-_FUSE_CONF: Final = Path("/etc/fuse.conf")
 
 
 class Server:
@@ -55,7 +53,7 @@ class Server:
         self._terminated = threading.Event()
         self._ledger: Ledger | None = None
         self._minor = -1
-        self._pump = Pump(spin_us=spec.spin_us)
+        self._session: Session | None = None
         self._operations = {
             "status": self._status,
             "usage": lambda _request: {"usage": self._usage()},
@@ -70,7 +68,7 @@ class Server:
         control = ControlSocket(Path(self.spec.control), self._operations)
         try:
             privileges.settle(self.spec.descriptors)
-            os.umask(0)  # the kernel has applied the caller's
+            os.umask(0)  # callers have their own
             self._ledger = self._open_ledger()
             self._fs = FileSystem(
                 self.spec.source,
@@ -80,13 +78,13 @@ class Server:
                 devices=self.spec.devices,
                 descriptors=self.spec.descriptors,
             )
-            session = self._mount()
+            session = self._session = self._mount()
             signal.signal(signal.SIGTERM, self._on_signal)
             signal.signal(signal.SIGINT, self._on_signal)
             control.start()
             _settle_memory()
             log.info("serving %s at %s", self.spec.source, self.spec.mountpoint)
-            finished = session.serve()
+            finished = session.serve(self._on_init)
             return self._end(finished=finished)
         finally:
             control.close()
@@ -128,31 +126,13 @@ class Server:
 
     def _mount(self) -> Session:
         spec = self.spec
-        privileged = os.geteuid() == 0
-        allow_other = spec.allow_other and (privileged or _others_allowed())
-        chosen = options(
-            fsname=spec.fsname,
-            allow_other=allow_other,
-            read_only=spec.read_only,
-            devices=spec.devices and privileged,
-        )
-        adapter = Adapter(self._fs, self._pump, on_init=self._on_init)
-        with _captured_stderr() as said:
-            try:
-                session = Session(adapter, self._pump, spec.mountpoint, chosen)
-            except RuntimeError as e:
-                why = "; ".join(said() or [str(e)])
-                raise UnavailableError(
-                    f"Mounting at {spec.mountpoint} failed ({why}): check that /dev/fuse and fusermount3 are usable."
-                ) from e
-        if spec.allow_other and not allow_other:
-            log.info("other users have no access: user_allow_other is not set in %s", _FUSE_CONF)
+        session = mounted(spec, self._fs)
         found = mount.find(spec.mountpoint)
         self._minor = found.minor if found else -1
         return session
 
     def _on_init(self) -> None:
-        """The kernel's first request: the mount is usable from here on."""
+        """The mount is usable from here on."""
         self._say("READY")
         if self._ready is not None:
             os.close(self._ready)
@@ -182,7 +162,8 @@ class Server:
         except OSError as e:
             log.info("not unmounted: %s", e.strerror)
         time.sleep(_FAREWELL)
-        self._pump.close()
+        if self._session is not None:
+            self._session.stop()
 
     def _end(self, *, finished: bool) -> int:
         if not finished:
@@ -218,11 +199,11 @@ class Server:
             "version": __version__,
             "started": self._started,
             "read_only": spec.read_only,
-            "transport": "pyfuse3",
+            "transport": self._session.transport if self._session is not None else None,
             "quota": spec.quota,
             "cache": spec.cache,
             "usage": self._usage(),
-            "stats": {**self._fs.stats()._asdict(), "threads": self._pump.threads, "threads_peak": self._pump.peak},
+            "stats": {**self._fs.stats()._asdict(), **(self._session.describe() if self._session is not None else {})},
             "labels": spec.labels,
         }
 
@@ -263,32 +244,6 @@ def _settle_memory() -> None:
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)
     sys.setswitchinterval(0.001)  # an operation in Python code may not keep the others waiting for longer
-
-
-def _others_allowed() -> bool:
-    """Whether fusermount3 lets an ordinary user open a mount to others (fuse.conf in mount.fuse3(8))."""
-    try:
-        lines = _FUSE_CONF.read_text().splitlines()
-    except OSError:
-        return False
-    return any(line.strip() == "user_allow_other" for line in lines)
-
-
-@contextlib.contextmanager
-def _captured_stderr() -> Iterator[Any]:
-    """Collects what libfuse and fusermount3 say on descriptor 2; yields a function that returns the lines."""
-    taken, before = os.memfd_create("stderr", os.MFD_CLOEXEC), os.dup(2)
-    os.dup2(taken, 2)
-
-    def said() -> list[str]:
-        return [line.strip() for line in os.pread(taken, 4096, 0).decode(errors="replace").splitlines() if line.strip()]
-
-    try:
-        yield said
-    finally:
-        os.dup2(before, 2)
-        os.close(before)
-        os.close(taken)
 
 
 def _arguments(argv: Sequence[str]) -> tuple[Path, int | None]:

@@ -11,6 +11,7 @@ from typing import Any, Literal, Self
 from fusevol.errors import CorruptError
 
 CacheMode = Literal["exclusive", "shared", "none"]
+TransportChoice = Literal["auto", "kernel", "pyfuse3"]
 QuotaMode = Literal["ledger", "none"]
 
 
@@ -41,8 +42,10 @@ class MountSpec:
     """Whether device nodes may be created and opened."""
     descriptors: int = 2048
     """How many inodes keep a descriptor open (size of the LRU)."""
+    transport: TransportChoice = "auto"
+    """How requests reach the server (``fusevol.server.transports``)."""
     spin_us: int = 50
-    """Microseconds in which the server looks for the next request before it sleeps (``fusevol.transport.pump``)."""
+    """Microseconds in which the server looks for the next request before it sleeps (``fusevol.transport.crew``)."""
     labels: dict[str, str] = dataclasses.field(default_factory=dict)
     """Free for the supervisor: volume id, claim, pod. Echoed in the status."""
 

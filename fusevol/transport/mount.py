@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Final, Literal, NamedTuple
 
 _MS_RDONLY: Final = 1
+_MS_NOSUID: Final = 2
+_MS_NODEV: Final = 4
 _MS_REMOUNT: Final = 32
 _MS_BIND: Final = 4096
 _MS_REC: Final = 16384
@@ -146,6 +148,22 @@ def bind(source: str | Path, target: str | Path, *, read_only: bool = False, rec
     except OSError:
         unmount(target, lazy=True)
         raise
+
+
+def fuse(
+    device: int, target: str, *, fsname: str, read_only: bool = False, allow_other: bool = True, devices: bool = False
+) -> None:
+    """Mount the FUSE connection of *device*, an open /dev/fuse, at *target*. Needs CAP_SYS_ADMIN. Raises ``OSError``.
+
+    The kernel checks permissions. setuid bits have no effect on the mount: a volume is written by containers.
+    """
+    flags = _MS_NOSUID | (0 if devices else _MS_NODEV) | (_MS_RDONLY if read_only else 0)
+    data = f"fd={device},rootmode=40000,user_id={os.geteuid()},group_id={os.getegid()},default_permissions"
+    data += ",allow_other" if allow_other else ""
+    source = os.fsencode(fsname)
+    if _libc.mount(source, os.fsencode(target), b"fuse.fusevol", ctypes.c_ulong(flags), data.encode()) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), target)
 
 
 def unmount(path: str | Path, *, lazy: bool = False) -> None:

@@ -83,11 +83,10 @@ class Adapter(pyfuse3.Operations):
         pump: Pump,
         *,
         enable_acl: bool = True,
-        on_init: Callable[[], None] | None = None,
     ) -> None:
-        """*on_init* is called when the kernel has said hello: the mount is usable from then on."""
         super().__init__()
-        self._on_init = on_init
+        self.on_init: Callable[[], None] | None = None
+        """Called when the kernel has said hello: the mount is usable from then on."""
         self.fs = fs
         self.enable_acl = enable_acl
         self._pump = pump
@@ -103,8 +102,8 @@ class Adapter(pyfuse3.Operations):
 
     def init(self) -> None:
         """Called by pyfuse3 for the kernel's first request."""
-        if self._on_init is not None:
-            self._on_init()
+        if self.on_init is not None:
+            self.on_init()
 
     def bug(self, where: str, error: Exception) -> None:
         """Log *error* with its traceback, once for each kind."""
@@ -190,7 +189,7 @@ class Adapter(pyfuse3.Operations):
         attr: pyfuse3.EntryAttributes,
         fields: pyfuse3.SetattrFields,
         fh: int | None,
-        ctx: pyfuse3.RequestContext,
+        _ctx: pyfuse3.RequestContext,
     ) -> pyfuse3.EntryAttributes:
         change = SetAttr(
             mode=attr.st_mode if fields.update_mode else None,
@@ -202,7 +201,7 @@ class Adapter(pyfuse3.Operations):
         )
         if change.size is not None:
             self._pump.hand_over()
-        return self._stat(node, self.fs.setattr(node, change, fh, _caller(ctx)))
+        return self._stat(node, self.fs.setattr(node, change, fh))
 
     @_handler
     def getxattr(self, node: int, name: bytes, _ctx: pyfuse3.RequestContext) -> bytes:
@@ -245,12 +244,12 @@ class Adapter(pyfuse3.Operations):
     def create(
         self, parent: int, name: bytes, mode: int, flags: int, ctx: pyfuse3.RequestContext
     ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
-        entry, fh = self.fs.create(parent, name, mode, flags, _caller(ctx))
+        entry, fh = self.fs.create(parent, name, mode, flags, _caller(ctx), kill=ctx.uid != 0)
         return pyfuse3.FileInfo(fh=fh, keep_cache=self._keep_pages), self._reply(entry)
 
     @_handler
     def open(self, node: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
-        return pyfuse3.FileInfo(fh=self.fs.open(node, flags, _caller(ctx)), keep_cache=self._keep_pages)
+        return pyfuse3.FileInfo(fh=self.fs.open(node, flags, kill=ctx.uid != 0), keep_cache=self._keep_pages)
 
     @_handler
     def read(self, fh: int, offset: int, size: int) -> bytes:
@@ -345,14 +344,25 @@ class Session:
     ``Session(...)`` mounts; :meth:`serve` answers requests until the mount is gone or :meth:`stop` is called.
     """
 
-    def __init__(self, adapter: Adapter, pump: Pump, mountpoint: str, options: set[str]) -> None:
-        """Mount at *mountpoint*. Raises ``RuntimeError``; libfuse has then said why on standard error."""
-        vars(pyfuse3)["trio"] = pump  # the seam: see fusevol.transport.pump
-        self._pump = pump
-        pyfuse3.init(adapter, mountpoint, options)
+    transport: str = "pyfuse3"
 
-    def serve(self) -> bool:
-        """Answer requests until the session is over. ``False``: operations still hang in the backing store."""
+    def __init__(self, fs: FileSystem, mountpoint: str, options: set[str], *, spin_us: int = 50) -> None:
+        """Mount at *mountpoint*. Raises ``RuntimeError``; libfuse has then said why on standard error."""
+        self._pump = Pump(spin_us=spin_us)
+        vars(pyfuse3)["trio"] = self._pump  # the seam: see fusevol.transport.pump
+        self._adapter = Adapter(fs, self._pump)
+        pyfuse3.init(self._adapter, mountpoint, options)
+
+    def describe(self) -> dict[str, object]:
+        """What is in use, for a status."""
+        return {"threads": self._pump.threads, "threads_peak": self._pump.peak}
+
+    def serve(self, ready: Callable[[], None]) -> bool:
+        """Answer requests until the session is over; *ready* is called once the mount is usable.
+
+        ``False``: operations still hang in the backing store.
+        """
+        self._adapter.on_init = ready
         main = pyfuse3.main(min_tasks=1 << 30, max_tasks=1)  # numbers that leave all decisions to the pump
         with contextlib.suppress(StopIteration):
             main.send(None)

@@ -256,7 +256,7 @@ class Direct:
         with self._node(path) as node:
             fh = self.fs.open(node, os.O_WRONLY)
             try:
-                self.fs.setattr(node, SetAttr(size=size), fh, ME)
+                self.fs.setattr(node, SetAttr(size=size), fh)
             finally:
                 self.fs.release(fh)
 
@@ -264,7 +264,7 @@ class Direct:
         with self._node(path) as node:
             if stat.S_ISLNK(self.fs.getattr(node).st_mode):
                 raise OSError(errno.ENOENT, "dangling")
-            self.fs.setattr(node, SetAttr(mode=mode), None, ME)
+            self.fs.setattr(node, SetAttr(mode=mode), None)
 
     def symlink(self, target: str, path: str) -> None:
         with self._parent(path) as (node, name):

@@ -99,7 +99,7 @@ def test_a_file_can_be_filled_to_exactly_the_limit(volume: Callable[..., Volume]
     overwritten = v.fs.write(fh, 100, b"y" * 8192)
     read = v.fs.read(fh, 4, 98)
     still_full = v.fs.write(fh, end - 5, b"z" * 5)
-    v.fs.setattr(entry.node, SetAttr(size=MIB), fh, ME)
+    v.fs.setattr(entry.node, SetAttr(size=MIB), fh)
     exact = v.exact()
     again = v.fill(fh, MIB)
     v.fs.release(fh)
@@ -158,7 +158,7 @@ def test_concurrent_writers_never_pass_the_limit(volume: Callable[..., Volume]) 
                             at = rng.choice([at, rng.randrange(3 * MIB)])
                             at += fs.write(fh, at, b"d" * rng.choice([100, 4096, 33_333, 131_072]))
                         if rng.random() < 0.4:
-                            fs.setattr(entry.node, SetAttr(size=rng.randrange(MIB)), fh, ME)
+                            fs.setattr(entry.node, SetAttr(size=rng.randrange(MIB)), fh)
                     finally:
                         fs.release(fh)
                         fs.forget(entry.node, 1)

@@ -122,7 +122,7 @@ def test_read_only_refuses_every_change(make: Make, tmp_path: Path) -> None:
         lambda: fs.unlink(ROOT_NODE, b"f"),
         lambda: fs.rename(ROOT_NODE, b"f", ROOT_NODE, b"g", 0),
         lambda: fs.link(entry.node, ROOT_NODE, b"g"),
-        lambda: fs.setattr(entry.node, SetAttr(mode=0), None, ME),
+        lambda: fs.setattr(entry.node, SetAttr(mode=0), None),
         lambda: fs.setxattr(entry.node, b"user.x", b"", 0),
         lambda: fs.removexattr(entry.node, b"user.x"),
         lambda: fs.fallocate(late, 0, 0, 10),

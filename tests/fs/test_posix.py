@@ -47,12 +47,14 @@ def test_bare(name: str, empty: Path) -> None:
 
 
 @pytest.mark.root
+@pytest.mark.parametrize("transport", ["kernel", "pyfuse3"])
 @pytest.mark.parametrize("quota", ["none", "ledger"])
 @pytest.mark.parametrize("group", range(2))
-def test_mounted(quota: str, group: int, workdir: Path, volume_server: StartServer) -> None:
-    """Every case of the table holds on a mount, with a quota and without."""
+def test_mounted(transport: str, quota: str, group: int, workdir: Path, volume_server: StartServer) -> None:
+    """Every case of the table holds on a mount of each transport, with a quota and without."""
     limits = {"limit_bytes": 256 << 20, "limit_inodes": 10_000} if quota == "ledger" else {}
-    server = volume_server(quota=quota, **limits)
+    server = volume_server(quota=quota, transport=transport, **limits)
+    assert server.call("status")["transport"] == transport
     workdir.chmod(0o755)
     failed: dict[str, BaseException] = {}
     for name, function in list(ALL.items())[group::2]:

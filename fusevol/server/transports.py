@@ -1,0 +1,118 @@
+"""Which transport serves a mount, and the mount itself.
+
+``kernel`` speaks the protocol itself: passthrough of file data, every operation, fewer round trips. It mounts by
+mount(2), so it needs CAP_SYS_ADMIN. ``pyfuse3`` goes through libfuse, which can mount for an ordinary user. ``auto`` is
+the first where that is possible.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from fusevol.errors import UnavailableError
+from fusevol.fs import FileSystem
+from fusevol.server.spec import MountSpec
+
+log = logging.getLogger(__name__)
+
+_FUSE_CONF: Final = Path("/etc/fuse.conf")
+
+
+class Session(Protocol):
+    """A mounted filesystem."""
+
+    @property
+    def transport(self) -> str:
+        """Its name."""
+
+    def describe(self) -> dict[str, object]:
+        """What is in use, for a status: plain values."""
+
+    def serve(self, ready: Callable[[], None]) -> bool:
+        """Answer requests until the mount is gone. *ready* is called once the mount is usable.
+
+        ``False``: operations still hang in the backing store.
+        """
+
+    def stop(self) -> None:
+        """End the session from any thread."""
+
+
+def mounted(spec: MountSpec, fs: FileSystem) -> Session:
+    """Mount *fs* as *spec* says. Raises :class:`UnavailableError` with the reason; nothing is mounted then."""
+    privileged = os.geteuid() == 0
+    allow_other = spec.allow_other and (privileged or _others_allowed())
+    if spec.allow_other and not allow_other:
+        log.info("other users have no access: user_allow_other is not set in %s", _FUSE_CONF)
+    if spec.transport == "kernel" or (spec.transport == "auto" and privileged):
+        try:
+            return _kernel(spec, fs, allow_other=allow_other)
+        except (OSError, UnavailableError) as e:
+            why = e.strerror if isinstance(e, OSError) else str(e)
+            if spec.transport == "kernel":
+                raise UnavailableError(
+                    f"Mounting at {spec.mountpoint} failed ({why}): check that /dev/fuse is usable, or use the "
+                    "transport pyfuse3."
+                ) from e
+            log.info("the transport kernel cannot be used (%s): pyfuse3 is", why)
+    return _pyfuse3(spec, fs, allow_other=allow_other, devices=spec.devices and privileged)
+
+
+def _kernel(spec: MountSpec, fs: FileSystem, *, allow_other: bool) -> Session:
+    from fusevol.transport.kernel.session import Session as KernelSession  # noqa: PLC0415  # one of two is enough
+
+    return KernelSession(
+        fs,
+        spec.mountpoint,
+        fsname=spec.fsname,
+        passthrough=spec.quota == "none",
+        read_only=spec.read_only,
+        allow_other=allow_other,
+        devices=spec.devices,
+        spin_us=spec.spin_us,
+    )
+
+
+def _pyfuse3(spec: MountSpec, fs: FileSystem, *, allow_other: bool, devices: bool) -> Session:
+    from fusevol.transport import pyfuse3  # noqa: PLC0415  # one of two is enough
+
+    chosen = pyfuse3.options(fsname=spec.fsname, allow_other=allow_other, read_only=spec.read_only, devices=devices)
+    with _captured_stderr() as said:
+        try:
+            return pyfuse3.Session(fs, spec.mountpoint, chosen, spin_us=spec.spin_us)
+        except RuntimeError as e:
+            why = "; ".join(said() or [str(e)])
+            raise UnavailableError(
+                f"Mounting at {spec.mountpoint} failed ({why}): check that /dev/fuse and fusermount3 are usable."
+            ) from e
+
+
+def _others_allowed() -> bool:
+    """Whether fusermount3 lets an ordinary user open a mount to others (fuse.conf in mount.fuse3(8))."""
+    try:
+        lines = _FUSE_CONF.read_text().splitlines()
+    except OSError:
+        return False
+    return any(line.strip() == "user_allow_other" for line in lines)
+
+
+@contextlib.contextmanager
+def _captured_stderr() -> Iterator[Any]:
+    """Collects what libfuse and fusermount3 say on descriptor 2; yields a function that returns the lines."""
+    taken, before = os.memfd_create("stderr", os.MFD_CLOEXEC), os.dup(2)
+    os.dup2(taken, 2)
+
+    def said() -> list[str]:
+        return [line.strip() for line in os.pread(taken, 4096, 0).decode(errors="replace").splitlines() if line.strip()]
+
+    try:
+        yield said
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
+        os.close(taken)

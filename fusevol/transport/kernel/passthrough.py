@@ -1,0 +1,89 @@
+"""Which files the kernel reads and writes itself, by the backing ids that it gives for them (Linux 6.9).
+
+A backing id belongs to the connection and to an inode: all opens of one inode use the same id for as long as one of
+them is open, and none of them may go through the page cache of the mount meanwhile (fs/fuse/iomode.c). So the id is
+counted per node. The kernel opens the backing file anew, with the flags of each opener and the rights of this process.
+
+A write by passthrough does not come by here, so nothing can clear setuid and setgid bits for it. A file that has such
+bits is opened with FOPEN_DIRECT_IO beside FOPEN_PASSTHROUGH: reads and writes come to the server, only mmap does not.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import logging
+import os
+import stat
+import threading
+
+from fusevol.transport.kernel.protocol import (
+    BACKING_ID,
+    BACKING_MAP,
+    DEV_IOC_BACKING_CLOSE,
+    DEV_IOC_BACKING_OPEN,
+    FOPEN_DIRECT_IO,
+    FOPEN_NOFLUSH,
+    FOPEN_PASSTHROUGH,
+)
+
+log = logging.getLogger(__name__)
+
+
+class Passthrough:
+    """The backing ids of one connection. Thread-safe."""
+
+    def __init__(self, device: int) -> None:
+        """*device* is the connection's descriptor of /dev/fuse."""
+        self._device = device
+        self._lock = threading.Lock()
+        self._ids: dict[int, list[int]] = {}
+        """Backing id and number of opens, by node; id 0: open through the page cache."""
+        self._refused = False
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def opened(self, node: int, fd: int, *, writable: bool) -> tuple[int, int]:
+        """One more open of *node*, whose backing file is *fd*: FOPEN_* flags and backing id for the answer.
+
+        Flags and id 0 where the kernel refuses: the file is then read and written through the server.
+        """
+        with self._lock:
+            entry = self._ids.get(node)
+            if entry is None:
+                entry = self._ids[node] = [self._register(fd), 0]
+            entry[1] += 1
+        if not entry[0]:
+            return 0, 0
+        flags = FOPEN_PASSTHROUGH | FOPEN_NOFLUSH
+        if writable and os.fstat(fd).st_mode & (stat.S_ISUID | stat.S_ISGID):
+            flags |= FOPEN_DIRECT_IO
+        return flags, entry[0]
+
+    def closed(self, node: int) -> None:
+        """The end of one open."""
+        with self._lock:
+            entry = self._ids.get(node)
+            if entry is None:
+                return
+            entry[1] -= 1
+            if entry[1]:
+                return
+            del self._ids[node]
+            if entry[0]:
+                fcntl.ioctl(self._device, DEV_IOC_BACKING_CLOSE, BACKING_ID.pack(entry[0]))
+
+    def _register(self, fd: int) -> int:
+        if self._refused:
+            return 0
+        try:
+            # with a mutable buffer, fcntl.ioctl returns what ioctl(2) does: the id
+            backing: int = fcntl.ioctl(self._device, DEV_IOC_BACKING_OPEN, bytearray(BACKING_MAP.pack(fd, 0, 0)))
+        except OSError as e:
+            if e.errno in {errno.ELOOP, errno.EPERM, errno.EOPNOTSUPP, errno.ENOTTY}:
+                # a backing store that is stacked too deeply, or no CAP_SYS_ADMIN: that will not change
+                self._refused = True
+            log.info("no passthrough: %s", e.strerror)
+            return 0
+        return backing
