@@ -44,6 +44,8 @@ class MountSpec:
     """How many inodes keep a descriptor open (size of the LRU)."""
     transport: TransportChoice = "auto"
     """How requests reach the server (``fusevol.server.transports``)."""
+    io_uring: bool = True
+    """Whether requests may come over io_uring where the kernel offers that (transport ``kernel``)."""
     spin_us: int = 50
     """Microseconds in which the server looks for the next request before it sleeps (``fusevol.transport.crew``)."""
     labels: dict[str, str] = dataclasses.field(default_factory=dict)

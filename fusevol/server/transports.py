@@ -75,6 +75,7 @@ def _kernel(spec: MountSpec, fs: FileSystem, *, allow_other: bool) -> Session:
         allow_other=allow_other,
         devices=spec.devices,
         spin_us=spec.spin_us,
+        io_uring=spec.io_uring,
     )
 
 

@@ -82,6 +82,7 @@ class Crew(ABC):
         self._mutex = threading.Lock()
         self._local = threading.local()
         self._leader: Worker | None = None
+        self._workers: set[Worker] = set()
         self._waiting: list[Worker] = []
         self._count = 0
         self._peak = 0
@@ -102,6 +103,12 @@ class Crew(ABC):
     def threads(self) -> int:
         """How many threads answer requests or stand by (without the watchdog)."""
         return self._count
+
+    @property
+    def under_way(self) -> int:
+        """How many operations are being carried out."""
+        with self._mutex:
+            return sum(worker.loose for worker in self._workers)
 
     @property
     def peak(self) -> int:
@@ -231,8 +238,8 @@ class Crew(ABC):
 
     def _run(self, worker: Worker) -> None:
         self._local.worker = worker
-        with self._mutex:
-            pass  # whoever started this thread has now made it the leader
+        with self._mutex:  # whoever started this thread has now made it the leader
+            self._workers.add(worker)
         try:
             while self._work(worker):
                 pass
@@ -241,6 +248,7 @@ class Crew(ABC):
         finally:
             with self._mutex:
                 self._count -= 1
+                self._workers.discard(worker)
                 last = self._count == 0
             if last:
                 self._done.set()

@@ -355,7 +355,8 @@ class Session:
 
     def describe(self) -> dict[str, object]:
         """What is in use, for a status."""
-        return {"threads": self._pump.threads, "threads_peak": self._pump.peak}
+        pump = self._pump
+        return {"under_way": pump.under_way, "threads": pump.threads, "threads_peak": pump.peak}
 
     def serve(self, ready: Callable[[], None]) -> bool:
         """Answer requests until the session is over; *ready* is called once the mount is usable.

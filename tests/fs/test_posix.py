@@ -13,6 +13,7 @@ import pytest
 
 from tests.conftest import StartServer
 from tests.fs.posix_cases import CASES, ROOT_CASES
+from tests.support import transports
 
 ALL = CASES | ROOT_CASES
 _names = itertools.count()
@@ -47,14 +48,14 @@ def test_bare(name: str, empty: Path) -> None:
 
 
 @pytest.mark.root
-@pytest.mark.parametrize("transport", ["kernel", "pyfuse3"])
+@pytest.mark.parametrize("transport", ["kernel", "io_uring", "pyfuse3"])
 @pytest.mark.parametrize("quota", ["none", "ledger"])
 @pytest.mark.parametrize("group", range(2))
 def test_mounted(transport: str, quota: str, group: int, workdir: Path, volume_server: StartServer) -> None:
     """Every case of the table holds on a mount of each transport, with a quota and without."""
     limits = {"limit_bytes": 256 << 20, "limit_inodes": 10_000} if quota == "ledger" else {}
-    server = volume_server(quota=quota, transport=transport, **limits)
-    assert server.call("status")["transport"] == transport
+    server = volume_server(quota=quota, **transports.fields(transport), **limits)
+    transports.check(server, transport)
     workdir.chmod(0o755)
     failed: dict[str, BaseException] = {}
     for name, function in list(ALL.items())[group::2]:

@@ -177,7 +177,14 @@ def test_fio_verifies_what_it_wrote(volume_server: StartServer, loop_fs: LoopFs,
             "--numjobs=2",
             "--group_reporting",
         ]
-        command = ["fio", f"--name={engine}", f"--directory={server.mountpoint}", f"--rw={pattern}", *options]
+        command = [
+            "fio",
+            f"--aux-path={server.mountpoint}",
+            f"--name={engine}",
+            f"--directory={server.mountpoint}",
+            f"--rw={pattern}",
+            *options,
+        ]
         done = subprocess.run(
             [*command, f"--ioengine={engine}", "--fallocate=none"],
             check=False,

@@ -38,9 +38,11 @@ class Wishes(NamedTuple):
 class Connection:
     """See above. Answers may be sent by any thread."""
 
-    def __init__(self, fd: int, agreed: Agreement, max_write: int) -> None:
+    def __init__(self, fd: int, minor: int, agreed: Agreement, max_write: int) -> None:
         self.fd = fd
         """The descriptor of /dev/fuse."""
+        self.minor = minor
+        """The minor number of the mount's device, which names the connection in /sys/fs/fuse/connections."""
         self.agreed = agreed
         self.max_write = max_write
         self.buffer_size = max(max_write, 4096) + 4096
@@ -65,7 +67,8 @@ class Connection:
                 devices=wishes.devices,
             )
             try:
-                return cls._greet(fd, wishes)
+                found = mount.find(mountpoint)
+                return cls._greet(fd, found.minor if found is not None else -1, wishes)
             except BaseException:
                 with contextlib.suppress(OSError):
                     mount.unmount(mountpoint, lazy=True)
@@ -75,22 +78,22 @@ class Connection:
             raise
 
     @classmethod
-    def _greet(cls, fd: int, wishes: Wishes) -> Self:
+    def _greet(cls, fd: int, minor: int, wishes: Wishes) -> Self:
         request = os.read(fd, _INIT_SIZE)
         _len, op, unique, *_rest = p.IN_HEADER.unpack_from(request)
         if op != Op.INIT:
             raise UnavailableError(f"The kernel began with operation {op} instead of INIT: use the transport pyfuse3.")
-        major, minor, readahead, flags = p.INIT_IN.unpack_from(request, _HEADER)
+        major, spoken, readahead, flags = p.INIT_IN.unpack_from(request, _HEADER)
         if len(request) >= _HEADER + p.INIT_IN.size + 4:
             flags |= p.INIT_IN_FLAGS2.unpack_from(request, _HEADER + p.INIT_IN.size)[0] << 32
-        if major != p.MAJOR or minor < p.OLDEST_MINOR:
+        if major != p.MAJOR or spoken < p.OLDEST_MINOR:
             os.write(fd, p.OUT_HEADER.pack(p.OUT_HEADER.size, -errno.EPROTO, unique))
             raise UnavailableError(
-                f"The kernel speaks FUSE {major}.{minor}, {p.MAJOR}.{p.OLDEST_MINOR} (Linux 5.4) is needed: "
+                f"The kernel speaks FUSE {major}.{spoken}, {p.MAJOR}.{p.OLDEST_MINOR} (Linux 5.4) is needed: "
                 "use the transport pyfuse3."
             )
-        agreed = agree(minor, flags, wishes.unwanted)
-        connection = cls(fd, agreed, wishes.max_write)
+        agreed = agree(spoken, flags, wishes.unwanted)
+        connection = cls(fd, minor, agreed, wishes.max_write)
         connection.answer(
             unique,
             p.INIT_OUT.pack(

@@ -9,11 +9,14 @@ from collections.abc import Callable
 from typing import Final
 
 from fusevol.fs import FileSystem
+from fusevol.transport import mount
 from fusevol.transport.crew import Crew, Worker
 from fusevol.transport.kernel import protocol as p
+from fusevol.transport.kernel import uring
 from fusevol.transport.kernel.connection import Connection, Wishes
 from fusevol.transport.kernel.operations import SLOW, Operations
 from fusevol.transport.kernel.passthrough import Passthrough
+from fusevol.transport.kernel.ring import available
 
 log = logging.getLogger(__name__)
 
@@ -21,6 +24,8 @@ _HEADER: Final = p.IN_HEADER.size
 _DATA_THROUGH_SERVER: Final = 256 << 10
 """Bytes of the largest write where data comes to the server: each thread has a buffer of that size."""
 _DATA_PASSED_BY: Final = 1 << 20
+_LINGER: Final = 5.0
+"""Seconds that operations may take to end when the mount is gone."""
 
 
 class Reader(Crew):
@@ -80,6 +85,7 @@ class Session:
         allow_other: bool = True,
         devices: bool = False,
         spin_us: int = 50,
+        io_uring: bool = True,
         unwanted: frozenset[str] = frozenset(),
     ) -> None:
         """Mount. *passthrough*: the kernel may read and write backing files itself, past any quota of ours.
@@ -95,7 +101,9 @@ class Session:
             read_only=read_only,
             allow_other=allow_other,
             devices=devices,
-            unwanted=frozenset(refused | {"over-io-uring"}),
+            unwanted=frozenset(
+                refused if io_uring and uring.enabled() and available() else refused | {"over-io-uring"}
+            ),
             max_write=_DATA_PASSED_BY if passthrough else _DATA_THROUGH_SERVER,
             stack_depth=2 if fs.backing_type == "overlay" else 1,
         )
@@ -103,7 +111,9 @@ class Session:
         agreed = self._connection.agreed
         self._passthrough = Passthrough(self._connection.fd) if agreed.has("passthrough") else None
         operations = Operations(fs, passthrough=self._passthrough, setxattr_ext=agreed.has("setxattr-ext"))
-        self._reader = Reader(self._connection, operations, spin_us=spin_us)
+        self._rings = uring.Rings(self._connection, operations, mountpoint) if agreed.has("over-io-uring") else None
+        # beside rings it has little to do, and spinning would keep them from their CPU
+        self._reader = Reader(self._connection, operations, spin_us=0 if self._rings is not None else spin_us)
 
     def __repr__(self) -> str:
         return f"<Session {self._connection} {self._reader}>"
@@ -111,7 +121,9 @@ class Session:
     def describe(self) -> dict[str, object]:
         """What is in use, for a status."""
         return {
-            "threads": self._reader.threads,
+            "io_uring": self._rings is not None,
+            "under_way": self._reader.under_way + (self._rings.under_way if self._rings is not None else 0),
+            "threads": self._reader.threads + (self._rings.threads if self._rings is not None else 0),
             "threads_peak": self._reader.peak,
             "protocol": f"{p.MAJOR}.{self._connection.agreed.minor}",
             "features": self._connection.agreed.names(),
@@ -124,8 +136,12 @@ class Session:
         ``False``: operations still hang in the backing store.
         """
         self._reader.begin()
+        if self._rings is not None:
+            self._rings.begin()
         ready()
         if not self._reader.wait():
+            return False
+        if self._rings is not None and not self._rings.close(_LINGER):
             return False
         self._connection.close()
         return True
@@ -133,3 +149,5 @@ class Session:
     def stop(self) -> None:
         """End the session from any thread: no further request is read. A mount that is still there is dead then."""
         self._reader.close()
+        if self._rings is not None:
+            mount.abort(self._connection.minor)  # nothing else wakes a thread that waits in its ring

@@ -1,0 +1,264 @@
+"""Requests over io_uring (Linux 6.14, and the fuse module's parameter ``enable_uring``).
+
+One system call answers a request and waits for the next, on the CPU of whoever asks: a request is a switch between
+two tasks, without waking another CPU. The kernel has a queue per CPU, and puts a request into an *entry* of the
+queue of the caller's CPU: two buffers of ours, for header and payload, that it was told of by REGISTER.
+
+One thread, one ring, one entry. An entry's requests are delivered in the context of the thread that submitted it, so
+a thread that is held up by a slow disk holds up what is delivered to its other entries. With one entry there are no
+others: the kernel gives the next request to another thread's entry, and since it takes the entry that was given back
+last, one thread does all the work for as long as nothing is slow. Where all of a queue's threads are held up, a
+watchdog adds one, so that an operation that hangs costs a thread and no other program's time. Threads that were added
+stay: the kernel has no way to take an entry back.
+
+FORGET and INTERRUPT still come through /dev/fuse, which one thread reads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import logging
+import mmap
+import os
+import threading
+from pathlib import Path
+from struct import Struct
+from time import monotonic, sleep
+from typing import Final
+
+from fusevol.transport.kernel import protocol as p
+from fusevol.transport.kernel.connection import Connection
+from fusevol.transport.kernel.operations import Operations
+from fusevol.transport.kernel.ring import Ring
+
+log = logging.getLogger(__name__)
+
+PARAMETER: Final = Path("/sys/module/fuse/parameters/enable_uring")
+_POSSIBLE: Final = Path("/sys/devices/system/cpu/possible")
+_REGISTER: Final = 1
+_COMMIT_AND_FETCH: Final = 2
+_OPERATION: Final = 128
+"""Where the first argument is in the header buffer (struct fuse_uring_req_header)."""
+_STATE: Final = 256
+_STATE_IN: Final = Struct("=8xQI")  # flags commit_id payload_sz
+_PAYLOAD_SIZE: Final = Struct("=I")
+_PAYLOAD_SIZE_AT: Final = _STATE + 16
+_HEADER_SIZE: Final = 288
+_IOVECS: Final = 512
+"""Where the iovecs are, in the same page behind the header."""
+_IOVEC: Final = Struct("=QQQQ")
+_PAGE: Final = mmap.PAGESIZE
+_SLOTS: Final = 512
+"""Entries of all queues, at the most."""
+_TICK: Final = 0.004
+"""Seconds that an operation may take before another thread stands by for its queue."""
+_QUIET_TICKS: Final = 5
+_ENDED: Final = frozenset({-errno.ENOTCONN, -errno.ECONNABORTED, -errno.ECANCELED, -errno.ENODEV})
+
+
+def queues() -> int:
+    """How many queues the kernel has: one per possible CPU (cpu_possible_mask)."""
+    last = _POSSIBLE.read_text().strip().split(",")[-1].split("-")[-1]
+    return int(last) + 1
+
+
+def enabled() -> bool:
+    """Whether the kernel's FUSE offers io_uring now."""
+    try:
+        return PARAMETER.read_text().strip() == "Y"
+    except OSError:
+        return False
+
+
+class _Slot:
+    """One entry: its thread, its buffers."""
+
+    __slots__ = ("address", "argument", "busy", "header", "payload", "queue", "thread")
+
+    def __init__(self, memory: mmap.mmap, base: int, index: int, size: int, queue: int) -> None:
+        start = index * (_PAGE + size)
+        view = memoryview(memory)
+        self.address = base + start
+        self.header = view[start : start + _PAGE]
+        self.payload = view[start + _PAGE : start + _PAGE + size]
+        self.queue = queue
+        self.busy = 0.0
+        """When the operation that it carries out began; 0 if there is none."""
+        self.thread: threading.Thread | None = None
+        _IOVEC.pack_into(self.header, _IOVECS, self.address, _HEADER_SIZE, self.address + _PAGE, size)
+
+
+class Rings:
+    """The threads that carry out what comes over io_uring."""
+
+    def __init__(self, connection: Connection, operations: Operations, mountpoint: str) -> None:
+        self._connection = connection
+        self._mountpoint = mountpoint
+        self._operations = operations
+        self._queues = queues()
+        self._size = max(connection.max_write, 2 * _PAGE) + _PAGE
+        self._memory = mmap.mmap(-1, _SLOTS * (_PAGE + self._size), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self._base = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
+        self._slots: list[_Slot] = []
+        self._lock = threading.Lock()
+        self._registered = threading.Semaphore(0)
+        self._failed: OSError | None = None
+        self._closing = False
+        self._armed = False
+        self._alarm = threading.Semaphore(0)
+        self._allowed = os.sched_getaffinity(0)
+
+    def __repr__(self) -> str:
+        return f"<Rings queues={self._queues} threads={self.threads}>"
+
+    @property
+    def threads(self) -> int:
+        """How many threads answer requests or stand by."""
+        return len(self._slots)
+
+    def begin(self, seconds: float = 10.0) -> None:
+        """Register an entry for every queue; requests come from then on. Raises ``OSError``."""
+        each = 2 if self._queues <= 8 else 1
+        for queue in range(self._queues):
+            for _ in range(each):
+                self._add(queue)
+        for _ in range(len(self._slots)):
+            if not self._registered.acquire(timeout=seconds):
+                raise OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
+        if self._failed is not None:
+            raise self._failed
+        threading.Thread(target=self._watch, name="ring-watchdog", daemon=True).start()
+
+    @property
+    def under_way(self) -> int:
+        """How many operations are being carried out."""
+        return sum(slot.busy > 0 for slot in list(self._slots))
+
+    def close(self, seconds: float) -> bool:
+        """The connection is over: wait up to *seconds* for the threads; ``False`` if some hang in an operation."""
+        self._closing = True
+        self._alarm.release()
+        end = monotonic() + seconds
+        for slot in list(self._slots):
+            if slot.thread is not None:
+                slot.thread.join(max(0.0, end - monotonic()))
+        return not any(slot.thread is not None and slot.thread.is_alive() for slot in self._slots)
+
+    def _add(self, queue: int) -> None:
+        with self._lock:
+            if len(self._slots) >= _SLOTS:
+                return
+            slot = _Slot(self._memory, self._base, len(self._slots), self._size, queue)
+            name = f"ring-{queue}.{len(self._slots)}"
+            slot.thread = threading.Thread(target=self._run, args=(slot,), name=name, daemon=True)
+            self._slots.append(slot)
+        slot.thread.start()
+
+    def _run(self, slot: _Slot) -> None:
+        if slot.queue in self._allowed:
+            with contextlib.suppress(OSError):
+                os.sched_setaffinity(0, {slot.queue})
+        try:
+            ring = Ring()
+        except OSError as e:
+            self._failed = e
+            self._registered.release()
+            return
+        try:
+            ring.push(self._connection.fd, _REGISTER, slot.address + _IOVECS, 0, slot.queue)
+            ring.enter(1, wait=False)
+            result = ring.completed()
+            if result is not None:  # it completes at once only when it is refused
+                self._failed = OSError(-result, os.strerror(-result))
+            self._registered.release()
+            if result is None:
+                self._serve(slot, ring)
+        except Exception:
+            log.exception("a ring thread of queue %d ended", slot.queue)
+        finally:
+            ring.close()
+
+    def _serve(self, slot: _Slot, ring: Ring) -> None:
+        fd, iovecs, queue, header, payload = (
+            self._connection.fd, slot.address + _IOVECS, slot.queue, slot.header, slot.payload,
+        )  # fmt: skip
+        carry_out, unpack, state = self._operations.carry_out, p.IN_HEADER.unpack_from, _STATE_IN.unpack_from
+        pending = 0
+        while not self._closing:
+            try:
+                ring.enter(pending, wait=True)
+            except OSError as e:
+                if e.errno == errno.EINTR:
+                    continue
+                raise
+            pending = 0
+            result = ring.completed()
+            if result is None:
+                continue
+            if result < 0:
+                if result not in _ENDED:
+                    log.warning("an entry of queue %d failed: %s", queue, os.strerror(-result))
+                return
+            _size, op, unique, node, uid, gid, pid, _extensions = unpack(header)
+            commit, rest = state(header, _STATE)
+            slot.busy = monotonic()
+            if not self._armed:
+                self._armed = True
+                self._alarm.release()
+            found = carry_out(op, node, header, _OPERATION, payload[:rest], (uid, gid, pid))
+            self._put(slot, unique, found)
+            slot.busy = 0.0
+            ring.push(fd, _COMMIT_AND_FETCH, iovecs, commit, queue)
+            pending = 1
+
+    @staticmethod
+    def _put(slot: _Slot, unique: int, found: bytes | int | None) -> None:
+        """Write an answer into the entry's buffers."""
+        header = slot.header
+        if isinstance(found, bytes) and found:
+            size = len(found)
+            p.OUT_HEADER.pack_into(header, 0, p.OUT_HEADER.size + size, 0, unique)
+            slot.payload[:size] = found
+            _PAYLOAD_SIZE.pack_into(header, _PAYLOAD_SIZE_AT, size)
+            return
+        error = found if isinstance(found, int) else 0
+        p.OUT_HEADER.pack_into(header, 0, p.OUT_HEADER.size, -error, unique)
+        _PAYLOAD_SIZE.pack_into(header, _PAYLOAD_SIZE_AT, 0)
+
+    def _relieve(self, queue: int) -> None:
+        """Add a thread to *queue*, and have it take what waits there already.
+
+        A new entry is offered new requests only; those that wait are given to an entry that has just answered one
+        (fuse_uring_do_register and fuse_uring_commit_fetch in fs/fuse/dev_uring.c). So it is given one: ours.
+        """
+        self._add(queue)
+        if self._registered.acquire(timeout=1.0):
+            threading.Thread(target=self._ask, args=(queue,), name=f"ring-ask-{queue}", daemon=True).start()
+
+    def _ask(self, queue: int) -> None:
+        with contextlib.suppress(OSError):
+            os.sched_setaffinity(0, {queue})
+            os.statvfs(self._mountpoint)
+
+    def _watch(self) -> None:
+        """Add a thread to each queue whose threads are all held up. Sleeps while nothing is asked."""
+        while not self._closing:
+            self._alarm.acquire()
+            quiet = 0
+            while quiet < _QUIET_TICKS and not self._closing:
+                sleep(_TICK)
+                now = monotonic()
+                free: dict[int, bool] = {}
+                busy = False
+                for slot in list(self._slots):
+                    since = slot.busy
+                    busy = busy or since > 0
+                    held = 0 < since < now - _TICK
+                    free[slot.queue] = free.get(slot.queue, False) or not held
+                for queue, some in free.items():
+                    if not some:
+                        self._relieve(queue)
+                quiet = 0 if busy else quiet + 1
+            self._armed = False

@@ -1,0 +1,31 @@
+"""The ways in which requests reach a volume server, by name, for tests that run on each of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from fusevol.transport.kernel import uring
+from tests.support.servers import VolumeServer
+
+
+def fields(name: str) -> dict[str, Any]:
+    """The fields of a MountSpec for ``kernel`` (/dev/fuse), ``io_uring`` or ``pyfuse3``.
+
+    io_uring is switched on for the machine, and stays on: a mount that exists is not changed by that.
+    """
+    if name == "pyfuse3":
+        return {"transport": "pyfuse3"}
+    if name == "io_uring" and not uring.enabled():
+        if not uring.PARAMETER.exists():
+            pytest.skip("this kernel has no FUSE over io_uring (Linux 6.14)")
+        uring.PARAMETER.write_text("Y")
+    return {"transport": "kernel", "io_uring": name == "io_uring"}
+
+
+def check(server: VolumeServer, name: str) -> None:
+    """Assert that *server* is reached in the way *name*."""
+    status = server.call("status")
+    assert status["transport"] == ("pyfuse3" if name == "pyfuse3" else "kernel")
+    assert bool(status["stats"].get("io_uring")) == (name == "io_uring")
