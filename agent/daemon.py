@@ -24,7 +24,7 @@ import trio
 from agent.api.app import Api
 from agent.api.listener import listen
 from agent.config import PROVISIONER, Config
-from agent.controllers.effects import Effects, Step, no_step
+from agent.controllers.effects import Effects
 from agent.controllers.manager import Controllers
 from agent.controllers.pods import PodController
 from agent.controllers.queue import WorkQueue
@@ -32,6 +32,7 @@ from agent.controllers.view import DEFAULT_CLASS
 from agent.events import Recorder
 from agent.notify import notify
 from agent.pools import Pools
+from agent.steps import Step, no_step
 from agent.store import Key, Store
 from agent.supervisor import ProcessSupervisor
 from agent.volumes.attachments import Attachment, Attachments
@@ -47,7 +48,7 @@ log = logging.getLogger(__name__)
 
 
 async def serve(config: Config, *, step: Step = no_step) -> None:
-    """Run an agent until SIGTERM or SIGINT. *step* is called after each step of the controllers' work.
+    """Run an agent until SIGTERM or SIGINT. *step* is called after each step of the work.
 
     Raises :class:`UnavailableError` when another agent uses the directories, and what opening pools and store raises.
     """
@@ -56,7 +57,7 @@ async def serve(config: Config, *, step: Step = no_step) -> None:
         _make(directory, mode)
     with _locked(config.state_dir / "agent.lock"), listen(config.socket) as listener:
         try:
-            pools = await Pools.open(config.pools)
+            pools = await Pools.open(config.pools, step=step)
             store = Store.open(config.state_dir / "agent.db")
             try:
                 async with trio.open_nursery() as nursery:
@@ -74,7 +75,7 @@ async def _run(config: Config, pools: Pools, store: Store, descriptor: int, nurs
         return await mounter.heal(name)
 
     heal: WorkQueue[str] = WorkQueue("mount", mount_again)
-    supervisor = ProcessSupervisor(config.run_dir / "servers", nursery, heal.add)
+    supervisor = ProcessSupervisor(config.run_dir / "servers", nursery, heal.add, step=step)
 
     async def tell(row: Attachment, reason: str, message: str, warning: bool) -> None:
         regarding = _owner(store, row)
@@ -93,9 +94,10 @@ async def _run(config: Config, pools: Pools, store: Store, descriptor: int, nurs
         supervisor=supervisor,
         tell=tell,
         changed=attachment_changed,
+        step=step,
     )
     pod_controller = PodController(
-        store=store, events=events, pools=pools, mounter=mounter, root=config.state_dir / "pods"
+        store=store, events=events, pools=pools, mounter=mounter, root=config.state_dir / "pods", step=step
     )
     effects = Effects(
         store=store, events=events, pools=pools, mounter=mounter, provisioner=config.provisioners[0], step=step

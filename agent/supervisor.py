@@ -21,6 +21,7 @@ from typing import Any, Protocol
 
 import trio
 
+from agent.steps import Step, no_step
 from fusevol.errors import ConflictError, CorruptError, TimeoutExpiredError, UnavailableError
 from fusevol.server.client import call
 from fusevol.server.spec import MountSpec
@@ -77,7 +78,13 @@ class ProcessSupervisor:
     """A :class:`Supervisor` whose servers are processes, started one by one."""
 
     def __init__(
-        self, directory: Path, nursery: trio.Nursery, died: Callable[[str], None], *, module: str = "fusevol.server"
+        self,
+        directory: Path,
+        nursery: trio.Nursery,
+        died: Callable[[str], None],
+        *,
+        module: str = "fusevol.server",
+        step: Step = no_step,
     ) -> None:
         """*directory* takes the specs, sockets and logs; *died* is called with the mount id of a server that ended
         without having been asked to."""
@@ -85,6 +92,7 @@ class ProcessSupervisor:
         self._nursery = nursery
         self._died = died
         self._module = module
+        self._step = step
         self._servers: dict[str, Server] = {}
 
     def __repr__(self) -> str:
@@ -114,7 +122,9 @@ class ProcessSupervisor:
             os.close(writer)
         try:
             async with trio.lowlevel.FdStream(reader) as ready:
+                self._step("server started")
                 await self._ready(spec, ready, progress)
+                self._step("server ready")
         except BaseException:
             with trio.CancelScope(shield=True):
                 await trio.to_thread.run_sync(_end, process)
@@ -260,6 +270,7 @@ class ProcessSupervisor:
         file, control, log_file = self.paths(mount_id)
         for path in (file, control, log_file):
             path.unlink(missing_ok=True)
+        self._step("server ended")
 
     async def ask(self, mount_id: str, request: Obj, seconds: float = 10.0) -> Obj:
         """One request, in a worker thread; bounded by *seconds*."""

@@ -19,6 +19,7 @@ from weakref import WeakValueDictionary
 import trio
 
 from agent.pools import Pools
+from agent.steps import Step, no_step
 from agent.supervisor import Supervisor
 from agent.volumes import places
 from agent.volumes.attachments import Attachment, Attachments
@@ -55,6 +56,7 @@ class Mounter:
         supervisor: Supervisor,
         tell: Tell,
         changed: Changed,
+        step: Step = no_step,
     ) -> None:
         """*directory* takes the FUSE mount points, *servers* is the supervisor's; *changed* is called after each
         attachment that came or went."""
@@ -65,6 +67,7 @@ class Mounter:
         self._supervisor = supervisor
         self._tell = tell
         self._changed = changed
+        self._step = step
         self._locks: WeakValueDictionary[str, trio.Lock] = WeakValueDictionary()
         self._deaths: dict[str, deque[float]] = {}
 
@@ -103,6 +106,7 @@ class Mounter:
                         f"Something that fusevol did not mount is at {wanted.target}: name another target."
                     )
                 await self._attachments.put(wanted)
+                self._step("attachment recorded")
                 self._changed(wanted)
             try:
                 if prepare is not None:
@@ -213,6 +217,7 @@ class Mounter:
         created = await _bounded(
             f"Mounting at {target}", lambda: places.bind(source, row.sub_path, target, read_only=row.read_only)
         )
+        self._step("target bound")
         if created and not row.created:
             row = dataclasses.replace(row, created=True)
             await self._attachments.put(row)
@@ -279,6 +284,7 @@ class Mounter:
         target = Path(row.target)
         alive = not row.mount_id or row.mount_id in self._supervisor.servers
         await _thread(places.clear, target, lazy=not alive)
+        self._step("target unmounted")
         if row.created:
             await _thread(places.remove_target, target)
         if row.mount_id and self._attachments.of_mount(row.mount_id) in ([row], []):
@@ -290,6 +296,7 @@ class Mounter:
             if row.owned and not keep_volume:
                 await self._pools.discard(row.pool, row.volume)
         await self._attachments.remove(row.target)
+        self._step("attachment forgotten")
         self._changed(row)
 
     async def usage(self, name: str) -> tuple[int, int] | None:
