@@ -105,6 +105,8 @@ class Mounter:
                     raise ConflictError(
                         f"Something that fusevol did not mount is at {wanted.target}: name another target."
                     )
+                # before it is made: nobody could tell afterwards, if the agent died in between
+                wanted = dataclasses.replace(wanted, created=not await _thread(os.path.lexists, wanted.target))
                 await self._attachments.put(wanted)
                 self._step("attachment recorded")
                 self._changed(wanted)
@@ -115,7 +117,7 @@ class Mounter:
             except BaseException:
                 if known is None:
                     with trio.CancelScope(shield=True):
-                        await self._detached(self._attachments.find(wanted.target) or wanted, keep_volume=True)
+                        await self._detached(wanted, keep_volume=True)
                 raise
 
     async def detach(self, target: str) -> None:
@@ -214,13 +216,10 @@ class Mounter:
             if root is not None and (existing.major, existing.minor) == (root.major, root.minor):
                 return row
             await _thread(places.clear, target, lazy=True)
-        created = await _bounded(
+        await _bounded(
             f"Mounting at {target}", lambda: places.bind(source, row.sub_path, target, read_only=row.read_only)
         )
         self._step("target bound")
-        if created and not row.created:
-            row = dataclasses.replace(row, created=True)
-            await self._attachments.put(row)
         return row
 
     async def _served(self, row: Attachment) -> Path:
@@ -325,15 +324,16 @@ def _children(directory: Path) -> list[Path]:
     return [directory / name for name in sorted(os.listdir(directory))]
 
 
-async def _bounded(what: str, action: Callable[[], bool]) -> bool:
+async def _bounded(what: str, action: Callable[[], None]) -> None:
     """Run *action*, which looks into a mount, in a thread that is given up when it hangs."""
     with trio.move_on_after(TOUCH_TIMEOUT):
         try:
-            return await trio.to_thread.run_sync(action, abandon_on_cancel=True)
+            await trio.to_thread.run_sync(action, abandon_on_cancel=True)
         except FileNotFoundError as e:
             raise NotFoundError(f"{what} failed: {e.filename or 'the source'} does not exist.") from e
         except OSError as e:
             raise UnavailableError(f"{what} failed: {e.strerror or e}.") from e
+        return
     raise UnavailableError(f"{what} did not end within {TOUCH_TIMEOUT:g} s: the mount hangs.")
 
 
