@@ -115,7 +115,7 @@ async def _run(config: Config, pools: Pools, store: Store, descriptor: int, nurs
     api = Api(store=store, events=events, pools=pools, mounter=mounter, by_hand=by_hand, supervisor=supervisor)
 
     stop = trio.Event()
-    nursery.start_soon(_stop_on_signal, stop)
+    nursery.start_soon(_stop_on_signal, stop, api, nursery)
     await _first_class(store, pools)
     (config.state_dir / "mounts").mkdir(mode=0o755, exist_ok=True)
     (config.state_dir / "pods").mkdir(mode=0o750, exist_ok=True)
@@ -150,10 +150,14 @@ async def _serve_api(
     nursery.cancel_scope.cancel()
 
 
-async def _stop_on_signal(stop: trio.Event) -> None:
+async def _stop_on_signal(stop: trio.Event, api: Api, nursery: trio.Nursery) -> None:
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async for _ in signals:
             stop.set()
+            if not api.ready:
+                # whatever the start waits for (a volume that is being counted, for example) is taken up by the next one
+                log.info("Ending before the start was over.")
+                nursery.cancel_scope.cancel()
 
 
 async def _remount(mounter: Mounter) -> None:
