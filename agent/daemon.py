@@ -60,8 +60,9 @@ async def serve(config: Config, *, step: Step = no_step) -> None:
             pools = await Pools.open(config.pools, step=step)
             store = Store.open(config.state_dir / "agent.db")
             try:
-                async with trio.open_nursery() as nursery:
-                    await _run(config, pools, store, listener.fileno(), nursery, step)
+                with _single_error():
+                    async with trio.open_nursery() as nursery:
+                        await _run(config, pools, store, listener.fileno(), nursery, step)
             finally:
                 store.close()
         finally:
@@ -194,6 +195,20 @@ def _owner(store: Store, row: Attachment) -> Obj | None:
     if row.claim:
         return store.find(Key("PersistentVolumeClaim", row.namespace, row.claim))
     return next((p for p in store.list("Pod") if p["metadata"]["uid"] == row.pod), None)
+
+
+@contextlib.contextmanager
+def _single_error() -> Iterator[None]:
+    """Let the sentence of a nursery's one :class:`FusevolError` reach the user, without the group around it."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        error: BaseException = group
+        while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+            error = error.exceptions[0]
+        if isinstance(error, FusevolError):
+            raise error from error.__cause__
+        raise
 
 
 def _make(directory: Path, mode: int) -> None:

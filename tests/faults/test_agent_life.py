@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
@@ -260,25 +263,43 @@ def test_stale_socket_of_the_agent(agent: MortalAgent) -> None:
     assert agent.ok("get", "pvc", "-o", "name") == ""
 
 
-@pytest.mark.parametrize("where", [0, 4096])
-def test_damaged_objects(attached: Attached, where: int) -> None:
+def _damaged(file: Path, page: int) -> None:
+    with file.open("r+b") as opened:
+        opened.seek(page * 4096)
+        opened.write(b"\xff" * 4096)
+
+
+def _no_json(file: Path) -> None:
+    with contextlib.closing(sqlite3.connect(file)) as database, database:
+        database.execute("UPDATE attachments SET body = '{'")
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (lambda file: _damaged(file, 0), r"The object store {} cannot be used \(.+\): "),
+        (lambda file: _damaged(file, 5), r"The object store {} cannot be used \(.+\): "),
+        (_no_json, r"The mount record of /.+ in {} cannot be read: .+"),
+    ],
+    ids=["header", "page", "row"],
+)
+def test_damaged_objects(attached: Attached, damage: Callable[[Path], None], sentence: str) -> None:
     """A damaged agent.db keeps the agent from starting, in one sentence, and nothing else is touched."""
     agent = attached.agent
     before = attached.points(), agent.processes()
     assert agent.stop() == 0
     database = agent.state / "agent.db"
     good = database.read_bytes()
-    bad = good[:where] + b"\xff" * 4096 + good[where + 4096 :]
-    database.write_bytes(bad)
+    damage(database)
+    bad = database.read_bytes()
     said = refused(agent)
     unchanged = database.read_bytes()
     meanwhile = attached.points(), agent.processes()
     database.write_bytes(good)
     agent.start()
 
-    assert said.count("\n") == 1
-    assert said.startswith(f"Error: The object store {database} cannot be used")
-    assert unchanged == bad
+    assert re.fullmatch("Error: " + sentence.format(database) + ".+\n", said)
+    assert unchanged == bad != good
     assert meanwhile == before
     assert attached.whole()
 
