@@ -181,18 +181,9 @@ class Mounter:
         table = {m.mountpoint: m for m in await _thread(mount.mounts)}
         found = []
         for row in self._attachments:
-            at_target = table.get(row.target)
-            if not row.mount_id:
-                if at_target is None:
-                    found.append(row)
-                continue
-            root = table.get(str(self._directory / row.mount_id))
-            alive = row.mount_id in self._supervisor.servers and root is not None
-            if (
-                not alive
-                or at_target is None
-                or (root and (at_target.major, at_target.minor) != (root.major, root.minor))
-            ):
+            root = table.get(str(self._directory / row.mount_id)) if row.mount_id else None
+            alive = not row.mount_id or row.mount_id in self._supervisor.servers
+            if not alive or not _shows(row, table.get(row.target), root):
                 found.append(row)
         return found
 
@@ -210,10 +201,7 @@ class Mounter:
         target = Path(row.target)
         existing = await _thread(mount.find, target)
         if existing is not None:
-            if not row.mount_id:
-                return row
-            root = await _thread(mount.find, source)
-            if root is not None and (existing.major, existing.minor) == (root.major, root.minor):
+            if _shows(row, existing, await _thread(mount.find, source) if row.mount_id else None):
                 return row
             await _thread(places.clear, target, lazy=True)
         await _bounded(
@@ -317,6 +305,14 @@ class Mounter:
         answer = await self._supervisor.ask(name, request)
         if not answer.get("ok"):
             raise UnavailableError(str(answer.get("error") or f"The server of {volume} refuses the new limit."))
+
+
+def _shows(row: Attachment, found: mount.MountInfo | None, root: mount.MountInfo | None) -> bool:
+    """Whether *found*, the mount at the row's target, is what belongs there; *root* is the volume's own mount."""
+    if found is None or (row.read_only and not found.read_only):
+        # a bind becomes read-only in a second step (mount(2)): the agent may have died before it
+        return False
+    return not row.mount_id or (root is not None and (found.major, found.minor) == (root.major, root.minor))
 
 
 def _children(directory: Path) -> list[Path]:

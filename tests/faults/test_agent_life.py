@@ -197,6 +197,21 @@ def test_a_server_that_was_only_starting(agent: MortalAgent) -> None:
     assert len(living) == len([m for m in mount.mounts() if m.mountpoint == str(target)]) == 1
 
 
+def test_killed_before_it_was_read_only(attached: Attached) -> None:
+    """A mount that was to be read-only, and whose agent died before it was, is made so by the next one."""
+    agent = attached.agent
+    before = attached.points()
+    agent.kill()
+    command = ["mount", "-o", "remount,bind,rw", str(attached.readable)]
+    subprocess.run(command, check=True, timeout=20)  # a bind is writable until the second system call
+    writable = os.access(attached.readable, os.W_OK)
+    agent.start()
+
+    assert writable
+    assert attached.whole()
+    assert attached.points() == before
+
+
 def test_sigterm_ends_a_starting_agent(agent: MortalAgent) -> None:
     """An agent that waits for a slow server ends at once when asked, and the next one has the server."""
     target = agent.directory / "mnt"
