@@ -214,7 +214,6 @@ class RemovingPod(PreparingPod):
         assert [p.read_text() for p in self.agent.pool.glob(f"volumes/*/data/part/{name}")] == [name]
 
 
-@pytest.mark.slow
 def test_provisioning(agent: MortalAgent) -> None:
     """A claim is bound to exactly one whole volume, wherever its making was interrupted."""
     steps = kill_at_every_step(agent, Provisioning(agent))
@@ -223,7 +222,6 @@ def test_provisioning(agent: MortalAgent) -> None:
     assert {"provisioning announced", "volume made", "PersistentVolume made", "put PersistentVolume"} <= set(steps)
 
 
-@pytest.mark.slow
 def test_reclaiming(agent: MortalAgent) -> None:
     """A deleted claim's volume goes, with its object and all its files, wherever that was interrupted."""
     steps = kill_at_every_step(agent, Reclaiming(agent))
@@ -232,7 +230,6 @@ def test_reclaiming(agent: MortalAgent) -> None:
     assert {"trash: renamed", "volume in the trash", "PersistentVolume let go", "purge: marked"} <= set(steps)
 
 
-@pytest.mark.slow
 def test_mounting(agent: MortalAgent) -> None:
     """A mount by hand that was interrupted is asked for again, and is there once."""
     steps = kill_at_every_step(agent, Mounting(agent))
@@ -240,7 +237,6 @@ def test_mounting(agent: MortalAgent) -> None:
     assert steps == ["attachment recorded", "server started", "server ready", "target bound"]
 
 
-@pytest.mark.slow
 def test_unmounting(agent: MortalAgent) -> None:
     """An unmount by hand that was interrupted is asked for again, and nothing is left of the mount but the data."""
     steps = kill_at_every_step(agent, Unmounting(agent))
