@@ -24,7 +24,7 @@ import trio
 from agent.api.app import Api
 from agent.api.listener import listen
 from agent.config import PROVISIONER, Config
-from agent.controllers.effects import Effects, Step, no_step
+from agent.controllers.effects import Effects
 from agent.controllers.manager import Controllers
 from agent.controllers.pods import PodController
 from agent.controllers.queue import WorkQueue
@@ -32,6 +32,7 @@ from agent.controllers.view import DEFAULT_CLASS
 from agent.events import Recorder
 from agent.notify import notify
 from agent.pools import Pools
+from agent.steps import Step, no_step
 from agent.store import Key, Store
 from agent.supervisor import ProcessSupervisor
 from agent.volumes.attachments import Attachment, Attachments
@@ -47,7 +48,7 @@ log = logging.getLogger(__name__)
 
 
 async def serve(config: Config, *, step: Step = no_step) -> None:
-    """Run an agent until SIGTERM or SIGINT. *step* is called after each step of the controllers' work.
+    """Run an agent until SIGTERM or SIGINT. *step* is called after each step of the work.
 
     Raises :class:`UnavailableError` when another agent uses the directories, and what opening pools and store raises.
     """
@@ -56,11 +57,12 @@ async def serve(config: Config, *, step: Step = no_step) -> None:
         _make(directory, mode)
     with _locked(config.state_dir / "agent.lock"), listen(config.socket) as listener:
         try:
-            pools = await Pools.open(config.pools)
+            pools = await Pools.open(config.pools, step=step)
             store = Store.open(config.state_dir / "agent.db")
             try:
-                async with trio.open_nursery() as nursery:
-                    await _run(config, pools, store, listener.fileno(), nursery, step)
+                with _single_error():
+                    async with trio.open_nursery() as nursery:
+                        await _run(config, pools, store, listener.fileno(), nursery, step)
             finally:
                 store.close()
         finally:
@@ -74,7 +76,7 @@ async def _run(config: Config, pools: Pools, store: Store, descriptor: int, nurs
         return await mounter.heal(name)
 
     heal: WorkQueue[str] = WorkQueue("mount", mount_again)
-    supervisor = ProcessSupervisor(config.run_dir / "servers", nursery, heal.add)
+    supervisor = ProcessSupervisor(config.run_dir / "servers", nursery, heal.add, step=step)
 
     async def tell(row: Attachment, reason: str, message: str, warning: bool) -> None:
         regarding = _owner(store, row)
@@ -93,9 +95,10 @@ async def _run(config: Config, pools: Pools, store: Store, descriptor: int, nurs
         supervisor=supervisor,
         tell=tell,
         changed=attachment_changed,
+        step=step,
     )
     pod_controller = PodController(
-        store=store, events=events, pools=pools, mounter=mounter, root=config.state_dir / "pods"
+        store=store, events=events, pools=pools, mounter=mounter, root=config.state_dir / "pods", step=step
     )
     effects = Effects(
         store=store, events=events, pools=pools, mounter=mounter, provisioner=config.provisioners[0], step=step
@@ -113,7 +116,7 @@ async def _run(config: Config, pools: Pools, store: Store, descriptor: int, nurs
     api = Api(store=store, events=events, pools=pools, mounter=mounter, by_hand=by_hand, supervisor=supervisor)
 
     stop = trio.Event()
-    nursery.start_soon(_stop_on_signal, stop)
+    nursery.start_soon(_stop_on_signal, stop, api, nursery)
     await _first_class(store, pools)
     (config.state_dir / "mounts").mkdir(mode=0o755, exist_ok=True)
     (config.state_dir / "pods").mkdir(mode=0o750, exist_ok=True)
@@ -148,10 +151,14 @@ async def _serve_api(
     nursery.cancel_scope.cancel()
 
 
-async def _stop_on_signal(stop: trio.Event) -> None:
+async def _stop_on_signal(stop: trio.Event, api: Api, nursery: trio.Nursery) -> None:
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async for _ in signals:
             stop.set()
+            if not api.ready:
+                # whatever the start waits for (a volume that is being counted, for example) is taken up by the next one
+                log.info("Ending before the start was over.")
+                nursery.cancel_scope.cancel()
 
 
 async def _remount(mounter: Mounter) -> None:
@@ -188,6 +195,20 @@ def _owner(store: Store, row: Attachment) -> Obj | None:
     if row.claim:
         return store.find(Key("PersistentVolumeClaim", row.namespace, row.claim))
     return next((p for p in store.list("Pod") if p["metadata"]["uid"] == row.pod), None)
+
+
+@contextlib.contextmanager
+def _single_error() -> Iterator[None]:
+    """Let the sentence of a nursery's one :class:`FusevolError` reach the user, without the group around it."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        error: BaseException = group
+        while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+            error = error.exceptions[0]
+        if isinstance(error, FusevolError):
+            raise error from error.__cause__
+        raise
 
 
 def _make(directory: Path, mode: int) -> None:

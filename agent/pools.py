@@ -11,6 +11,7 @@ from weakref import WeakValueDictionary
 
 import trio
 
+from agent.steps import Step, no_step
 from fusevol.errors import FusevolError, NotFoundError
 from fusevol.pool import Pool, PoolCapacity, TrashEntry, Volume, VolumeRequest
 
@@ -28,11 +29,11 @@ class Pools:
         self._trash.set()
 
     @classmethod
-    async def open(cls, paths: Mapping[str, Path]) -> Pools:
+    async def open(cls, paths: Mapping[str, Path], *, step: Step = no_step) -> Pools:
         """Open or create the pools and clear away what died half-made in them."""
         opened: dict[str, Pool] = {}
         for name, path in paths.items():
-            opened[name] = await trio.to_thread.run_sync(partial(Pool.open, path, name, create=True))
+            opened[name] = await trio.to_thread.run_sync(partial(Pool.open, path, name, create=True, step=step))
             await trio.to_thread.run_sync(opened[name].sweep)
         return cls(opened)
 

@@ -64,6 +64,10 @@ class Database:
         path.touch(mode=0o600)
         try:
             self._connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+            # before anything is written: a damaged file is left as it is, and found now, not by some later write
+            (state,) = self._connection.execute("PRAGMA quick_check(1)").fetchone()
+            if state != "ok":
+                raise self._corrupt(state)
             self._connection.execute("PRAGMA journal_mode=WAL")
             self._connection.execute("PRAGMA synchronous=FULL")
             found = self._connection.execute("PRAGMA user_version").fetchone()[0]
@@ -72,7 +76,8 @@ class Database:
                     f"{path} was written by a newer fusevol (format {found}): install that version again."
                 )
             self._connection.executescript(_SCHEMA)
-            self._connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+            if found != SCHEMA_VERSION:
+                self._connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
         except sqlite3.Error as e:
             raise self._corrupt(e) from e
         self._lock = trio.Lock()
@@ -107,8 +112,11 @@ class Database:
         """Close the file."""
         self._connection.close()
 
-    def _corrupt(self, e: sqlite3.Error) -> CorruptError:
-        return CorruptError(f"The object store {self.path} cannot be used ({e}): check the disk, or restore the file.")
+    def _corrupt(self, why: object) -> CorruptError:
+        what = " ".join(str(why).split())
+        return CorruptError(
+            f"The object store {self.path} cannot be used ({what}): check the disk, or restore the file."
+        )
 
 
 class Store:

@@ -1,9 +1,13 @@
 """Starts volume servers, knows which ones live, and tells when one dies.
 
 The rest of the agent sees :class:`Supervisor` only. :class:`ProcessSupervisor` runs each server as a process of its own
-session, which outlives the agent: its spec, its control socket and its log are in the runtime directory, where the
-next agent finds and adopts it. A death is noticed through a pidfd, which also works for a server that an earlier
-agent started and that is not our child.
+session, which outlives the agent: its control socket and its log are in the runtime directory, where the next agent
+finds and adopts it. A death is noticed through a pidfd, which also works for a server that an earlier agent started and
+that is not our child.
+
+What an agent that was killed leaves behind is told by the process table, not by files: a server that has not begun to
+answer yet has no socket, and would otherwise go on beside the one that is started in its place. Its command line names
+its spec.
 """
 
 from __future__ import annotations
@@ -11,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -21,7 +26,8 @@ from typing import Any, Protocol
 
 import trio
 
-from fusevol.errors import ConflictError, CorruptError, TimeoutExpiredError, UnavailableError
+from agent.steps import Step, no_step
+from fusevol.errors import ConflictError, TimeoutExpiredError, UnavailableError
 from fusevol.server.client import call
 from fusevol.server.spec import MountSpec
 from fusevol.transport import mount
@@ -36,6 +42,7 @@ STOP_TIMEOUT = 30.0
 GRACE = 5.0
 """Seconds that other mount namespaces may hold on to a volume that is unmounted everywhere here."""
 ADOPT_TIMEOUT = 5.0
+"""Seconds that a server of an earlier agent may take to answer."""
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +51,7 @@ log = logging.getLogger(__name__)
 class Server:
     """A living volume server."""
 
-    spec: MountSpec
+    mount_id: str
     pid: int
     process: subprocess.Popen[bytes] | None = None
     """Our child; None for a server that an earlier agent started."""
@@ -64,7 +71,7 @@ class Supervisor(Protocol):
         """Have *spec* mounted. Raises :class:`UnavailableError` with the server's sentence when it cannot."""
 
     async def adopt(self) -> None:
-        """Take over the servers that an earlier agent started."""
+        """Take over the servers that an earlier agent started; end those that do not answer."""
 
     async def stop(self, mount_id: str, *, lazy: bool = False) -> None:
         """Unmount and end a server; nothing to do if there is none. Raises :class:`ConflictError` when it is busy."""
@@ -77,7 +84,13 @@ class ProcessSupervisor:
     """A :class:`Supervisor` whose servers are processes, started one by one."""
 
     def __init__(
-        self, directory: Path, nursery: trio.Nursery, died: Callable[[str], None], *, module: str = "fusevol.server"
+        self,
+        directory: Path,
+        nursery: trio.Nursery,
+        died: Callable[[str], None],
+        *,
+        module: str = "fusevol.server",
+        step: Step = no_step,
     ) -> None:
         """*directory* takes the specs, sockets and logs; *died* is called with the mount id of a server that ended
         without having been asked to."""
@@ -85,6 +98,7 @@ class ProcessSupervisor:
         self._nursery = nursery
         self._died = died
         self._module = module
+        self._step = step
         self._servers: dict[str, Server] = {}
 
     def __repr__(self) -> str:
@@ -114,12 +128,14 @@ class ProcessSupervisor:
             os.close(writer)
         try:
             async with trio.lowlevel.FdStream(reader) as ready:
+                self._step("server started")
                 await self._ready(spec, ready, progress)
+                self._step("server ready")
         except BaseException:
             with trio.CancelScope(shield=True):
                 await trio.to_thread.run_sync(_end, process)
             raise
-        return self._watch(Server(spec, process.pid, process))
+        return self._watch(Server(spec.mount_id, process.pid, process))
 
     def _spawn(
         self, spec: MountSpec, file: Path, control: Path, log_file: Path, writer: int
@@ -165,7 +181,7 @@ class ProcessSupervisor:
 
     def _watch(self, server: Server) -> Server:
         """Follow a living server; called right after it was seen alive."""
-        self._servers[server.spec.mount_id] = server
+        self._servers[server.mount_id] = server
         try:
             pidfd = os.pidfd_open(server.pid)
         except ProcessLookupError:
@@ -185,7 +201,7 @@ class ProcessSupervisor:
 
     def _ended(self, server: Server) -> None:
         server.ended.set()
-        mount_id = server.spec.mount_id
+        mount_id = server.mount_id
         if self._servers.get(mount_id) is server:
             del self._servers[mount_id]
         if not server.stopping:
@@ -193,35 +209,42 @@ class ProcessSupervisor:
             self._died(mount_id)
 
     async def adopt(self) -> None:
-        """Take over every server in the runtime directory that answers; forget the files of the others."""
-        for file in sorted(self._directory.glob("*.json")):
-            try:
-                spec = MountSpec.load(file)
-            except CorruptError as e:
-                log.warning("%s", e)
-                file.unlink(missing_ok=True)
-                continue
-            server = await self._living(spec)
-            if server is not None:
-                log.info("Adopted the volume server of %s (pid %d).", spec.mount_id, server.pid)
-            else:
-                self._forget(spec)
+        """Take over every server that answers, end those that do not, and forget the files of the dead."""
+        running = await trio.to_thread.run_sync(_running, self._directory)
+        known = {file.stem for suffix in ("json", "sock") for file in self._directory.glob(f"*.{suffix}")}
+        async with trio.open_nursery() as nursery:
+            for mount_id in sorted(known | set(running)):
+                nursery.start_soon(self._adopt, mount_id, running.get(mount_id))
 
-    async def _living(self, spec: MountSpec) -> Server | None:
-        control = Path(spec.control)
+    async def _adopt(self, mount_id: str, pid: int | None) -> None:
+        server = await self._living(mount_id)
+        with trio.move_on_after(ADOPT_TIMEOUT):
+            # one that the last agent had only just started needs a moment
+            while server is None and pid is not None and _runs(pid):
+                await trio.sleep(0.1)
+                server = await self._living(mount_id)
+        if server is not None:
+            log.info("Adopted the volume server of %s (pid %d).", mount_id, server.pid)
+            return
+        if pid is not None and await trio.to_thread.run_sync(_end_stranger, pid):
+            log.warning("The volume server of %s (pid %d) did not answer; it has been ended.", mount_id, pid)
+        for file in self.paths(mount_id)[:2]:
+            file.unlink(missing_ok=True)
+
+    async def _living(self, mount_id: str) -> Server | None:
+        control = self.paths(mount_id)[1]
         try:
-            status = await trio.to_thread.run_sync(call, control, {"op": "status"}, ADOPT_TIMEOUT)
-            state = await trio.to_thread.run_sync(mount.probe, spec.mountpoint)
+            status = await trio.to_thread.run_sync(
+                call, control, {"op": "status"}, ADOPT_TIMEOUT, abandon_on_cancel=True
+            )
+            if not status.get("ok") or status.get("mount_id") != mount_id:
+                return None
+            # one that hangs in a slow backing store is nevertheless in use
+            if await trio.to_thread.run_sync(mount.probe, status["mountpoint"]) not in {"alive", "hung"}:
+                return None
         except (UnavailableError, OSError):
             return None
-        if not status.get("ok") or status.get("mount_id") != spec.mount_id or state != "alive":
-            return None
-        return self._watch(Server(spec, int(status["pid"])))
-
-    def _forget(self, spec: MountSpec) -> None:
-        file, control, _ = self.paths(spec.mount_id)
-        file.unlink(missing_ok=True)
-        control.unlink(missing_ok=True)
+        return self._watch(Server(mount_id, int(status["pid"])))
 
     async def stop(self, mount_id: str, *, lazy: bool = False) -> None:
         """Ask the server to unmount and wait for its end."""
@@ -255,18 +278,19 @@ class ProcessSupervisor:
                 await server.ended.wait()
         except trio.TooSlowError as e:
             raise TimeoutExpiredError(
-                f"The volume server of {mount_id} (pid {server.pid}) does not end: see {server.spec.log}."
+                f"The volume server of {mount_id} (pid {server.pid}) does not end: see {self.paths(mount_id)[2]}."
             ) from e
         file, control, log_file = self.paths(mount_id)
         for path in (file, control, log_file):
             path.unlink(missing_ok=True)
+        self._step("server ended")
 
     async def ask(self, mount_id: str, request: Obj, seconds: float = 10.0) -> Obj:
         """One request, in a worker thread; bounded by *seconds*."""
         server = self._servers.get(mount_id)
         if server is None:
             raise UnavailableError(f"No volume server runs for {mount_id}: mount the volume first.")
-        return await trio.to_thread.run_sync(call, Path(server.spec.control), request, seconds)
+        return await trio.to_thread.run_sync(call, self.paths(mount_id)[1], request, seconds)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -277,3 +301,48 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait(5)
+
+
+def _running(directory: Path) -> dict[str, int]:
+    """Pids of the processes that were started with a spec in *directory*, by mount id; of this mount namespace."""
+    found: dict[str, int] = {}
+    ours = os.readlink("/proc/self/ns/mnt")
+    for process in Path("/proc").iterdir():
+        if not process.name.isdigit():
+            continue
+        try:
+            words = (process / "cmdline").read_bytes().split(b"\0")
+            if b"--spec" not in words or os.readlink(process / "ns" / "mnt") != ours:
+                continue
+        except OSError:  # it has ended
+            continue
+        spec = Path(os.fsdecode(words[words.index(b"--spec") + 1]))
+        if spec.parent == directory:
+            found[spec.stem] = int(process.name)
+    return found
+
+
+def _runs(pid: int) -> bool:
+    """Whether the process lives; a zombie, which waits for its parent, does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def _end_stranger(pid: int) -> bool:
+    """End a process that is not our child; SIGTERM first, so that it can unmount. Whether there was one."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return False
+    try:
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(pidfd, number)
+            if select.select([pidfd], [], [], 5.0)[0]:
+                return True
+        log.error("The volume server with pid %d does not even end of SIGKILL: see what its storage waits for.", pid)
+        return True
+    finally:
+        os.close(pidfd)

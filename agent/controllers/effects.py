@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, assert_never
 
 from agent.controllers import matching, provisioning
@@ -23,6 +23,7 @@ from agent.controllers.view import (
 )
 from agent.events import Recorder
 from agent.pools import Pools
+from agent.steps import Step, no_step
 from agent.store import Store
 from agent.volumes.attachments import mount_id
 from agent.volumes.mounter import Mounter
@@ -31,12 +32,6 @@ from fusevol.errors import AlreadyExistsError, FusevolError, NotFoundError
 from fusevol.pool import VolumeRequest
 
 Obj = dict[str, Any]
-Step = Callable[[str], None]
-"""Called with the name of each step after it is done, for example to see what a crash there leaves behind."""
-
-
-def no_step(name: str) -> None:
-    """The :data:`Step` of an agent that nobody interrupts."""
 
 
 class Effects:

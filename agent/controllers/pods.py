@@ -12,6 +12,7 @@ import trio
 from agent.controllers.view import being_deleted, finalizers
 from agent.events import Recorder
 from agent.pools import Pools
+from agent.steps import Step, no_step
 from agent.store import Key, Store, now
 from agent.volumes import emptydir, hostpath, persistent, places
 from agent.volumes.attachments import Attachment
@@ -26,13 +27,16 @@ log = logging.getLogger(__name__)
 class PodController:
     """Looks at one Pod at a time. For the trio loop."""
 
-    def __init__(self, *, store: Store, events: Recorder, pools: Pools, mounter: Mounter, root: Path) -> None:
+    def __init__(
+        self, *, store: Store, events: Recorder, pools: Pools, mounter: Mounter, root: Path, step: Step = no_step
+    ) -> None:
         """*root* takes a directory per Pod."""
         self._store = store
         self._events = events
         self._pools = pools
         self._mounter = mounter
         self._root = root
+        self._step = step
 
     async def reconcile(self, key: Key) -> None:
         """Bring a Pod's volumes in step with the Pod. Raises :class:`UnavailableError` when it must be tried again."""
@@ -118,7 +122,9 @@ class PodController:
             status["conditions"] = [*conditions, new]
             status["volumeMounts"] = [] if problems else shown
 
-        await self._store.change(key, write, uid=pod["metadata"]["uid"])
+        new = await self._store.change(key, write, uid=pod["metadata"]["uid"])
+        if new["status"] != pod.get("status"):
+            self._step("Pod reported")
         for problem in problems:
             text = f'MountVolume.SetUp failed for volume "{problem.name}" : {problem.message}'
             await self._events.warning(pod, problem.reason, text)
@@ -136,11 +142,13 @@ class PodController:
                     for pool in self._pools.names:
                         await self._pools.discard(pool, emptydir.volume_id(uid, volume["name"]))
             await self._remove_directory(self._root / uid)
+            self._step("Pod's directory removed")
         except (FusevolError, OSError) as e:
             await self._events.warning(pod, "FailedUnmount", _sentence(e))
             raise e if isinstance(e, FusevolError) else UnavailableError(_sentence(e)) from e
         if FINALIZER in finalizers(pod):
             await self._store.change(key, _release, uid=uid)
+            self._step("Pod let go")
 
     async def _remove_directory(self, directory: Path) -> None:
         kept = await trio.to_thread.run_sync(places.remove_empty_tree, directory)

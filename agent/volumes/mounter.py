@@ -19,6 +19,7 @@ from weakref import WeakValueDictionary
 import trio
 
 from agent.pools import Pools
+from agent.steps import Step, no_step
 from agent.supervisor import Supervisor
 from agent.volumes import places
 from agent.volumes.attachments import Attachment, Attachments
@@ -55,6 +56,7 @@ class Mounter:
         supervisor: Supervisor,
         tell: Tell,
         changed: Changed,
+        step: Step = no_step,
     ) -> None:
         """*directory* takes the FUSE mount points, *servers* is the supervisor's; *changed* is called after each
         attachment that came or went."""
@@ -65,6 +67,7 @@ class Mounter:
         self._supervisor = supervisor
         self._tell = tell
         self._changed = changed
+        self._step = step
         self._locks: WeakValueDictionary[str, trio.Lock] = WeakValueDictionary()
         self._deaths: dict[str, deque[float]] = {}
 
@@ -102,7 +105,10 @@ class Mounter:
                     raise ConflictError(
                         f"Something that fusevol did not mount is at {wanted.target}: name another target."
                     )
+                # before it is made: nobody could tell afterwards, if the agent died in between
+                wanted = dataclasses.replace(wanted, created=not await _thread(os.path.lexists, wanted.target))
                 await self._attachments.put(wanted)
+                self._step("attachment recorded")
                 self._changed(wanted)
             try:
                 if prepare is not None:
@@ -111,7 +117,7 @@ class Mounter:
             except BaseException:
                 if known is None:
                     with trio.CancelScope(shield=True):
-                        await self._detached(self._attachments.find(wanted.target) or wanted, keep_volume=True)
+                        await self._detached(wanted, keep_volume=True)
                 raise
 
     async def detach(self, target: str) -> None:
@@ -175,18 +181,9 @@ class Mounter:
         table = {m.mountpoint: m for m in await _thread(mount.mounts)}
         found = []
         for row in self._attachments:
-            at_target = table.get(row.target)
-            if not row.mount_id:
-                if at_target is None:
-                    found.append(row)
-                continue
-            root = table.get(str(self._directory / row.mount_id))
-            alive = row.mount_id in self._supervisor.servers and root is not None
-            if (
-                not alive
-                or at_target is None
-                or (root and (at_target.major, at_target.minor) != (root.major, root.minor))
-            ):
+            root = table.get(str(self._directory / row.mount_id)) if row.mount_id else None
+            alive = not row.mount_id or row.mount_id in self._supervisor.servers
+            if not alive or not _shows(row, table.get(row.target), root):
                 found.append(row)
         return found
 
@@ -204,18 +201,13 @@ class Mounter:
         target = Path(row.target)
         existing = await _thread(mount.find, target)
         if existing is not None:
-            if not row.mount_id:
-                return row
-            root = await _thread(mount.find, source)
-            if root is not None and (existing.major, existing.minor) == (root.major, root.minor):
+            if _shows(row, existing, await _thread(mount.find, source) if row.mount_id else None):
                 return row
             await _thread(places.clear, target, lazy=True)
-        created = await _bounded(
+        await _bounded(
             f"Mounting at {target}", lambda: places.bind(source, row.sub_path, target, read_only=row.read_only)
         )
-        if created and not row.created:
-            row = dataclasses.replace(row, created=True)
-            await self._attachments.put(row)
+        self._step("target bound")
         return row
 
     async def _served(self, row: Attachment) -> Path:
@@ -279,6 +271,7 @@ class Mounter:
         target = Path(row.target)
         alive = not row.mount_id or row.mount_id in self._supervisor.servers
         await _thread(places.clear, target, lazy=not alive)
+        self._step("target unmounted")
         if row.created:
             await _thread(places.remove_target, target)
         if row.mount_id and self._attachments.of_mount(row.mount_id) in ([row], []):
@@ -290,6 +283,7 @@ class Mounter:
             if row.owned and not keep_volume:
                 await self._pools.discard(row.pool, row.volume)
         await self._attachments.remove(row.target)
+        self._step("attachment forgotten")
         self._changed(row)
 
     async def usage(self, name: str) -> tuple[int, int] | None:
@@ -313,20 +307,29 @@ class Mounter:
             raise UnavailableError(str(answer.get("error") or f"The server of {volume} refuses the new limit."))
 
 
+def _shows(row: Attachment, found: mount.MountInfo | None, root: mount.MountInfo | None) -> bool:
+    """Whether *found*, the mount at the row's target, is what belongs there; *root* is the volume's own mount."""
+    if found is None or (row.read_only and not found.read_only):
+        # a bind becomes read-only in a second step (mount(2)): the agent may have died before it
+        return False
+    return not row.mount_id or (root is not None and (found.major, found.minor) == (root.major, root.minor))
+
+
 def _children(directory: Path) -> list[Path]:
     # names only: a stat of a dead mount fails, of a hanging one hangs
     return [directory / name for name in sorted(os.listdir(directory))]
 
 
-async def _bounded(what: str, action: Callable[[], bool]) -> bool:
+async def _bounded(what: str, action: Callable[[], None]) -> None:
     """Run *action*, which looks into a mount, in a thread that is given up when it hangs."""
     with trio.move_on_after(TOUCH_TIMEOUT):
         try:
-            return await trio.to_thread.run_sync(action, abandon_on_cancel=True)
+            await trio.to_thread.run_sync(action, abandon_on_cancel=True)
         except FileNotFoundError as e:
             raise NotFoundError(f"{what} failed: {e.filename or 'the source'} does not exist.") from e
         except OSError as e:
             raise UnavailableError(f"{what} failed: {e.strerror or e}.") from e
+        return
     raise UnavailableError(f"{what} did not end within {TOUCH_TIMEOUT:g} s: the mount hangs.")
 
 

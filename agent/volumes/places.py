@@ -73,8 +73,8 @@ def open_sub_path(root: Path, path: str) -> int:
         os.close(top)
 
 
-def bind(source: Path, sub_path: str, target: Path, *, read_only: bool) -> bool:
-    """Show *source* (or its part *sub_path*) at *target*, which is made if it is missing; whether it was.
+def bind(source: Path, sub_path: str, target: Path, *, read_only: bool) -> None:
+    """Show *source* (or its part *sub_path*) at *target*, which is made if it is missing.
 
     Raises ``OSError``, :class:`InvalidError` for the sub path, :class:`ConflictError` if the target is taken.
     """
@@ -95,7 +95,6 @@ def bind(source: Path, sub_path: str, target: Path, *, read_only: bool) -> bool:
             if created:
                 remove_target(target)
             raise
-        return created
     finally:
         os.close(descriptor)
 

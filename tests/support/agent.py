@@ -138,6 +138,18 @@ class Agent:
                 pids.append(int(call(control, {"op": "status"}, timeout=5)["pid"]))
         return pids
 
+    def processes(self) -> list[int]:
+        """Process ids of all volume servers of this agent's run directory, whether they answer or not."""
+        found = []
+        for entry in Path("/proc").iterdir():
+            try:
+                words = (entry / "cmdline").read_bytes().split(b"\0") if entry.name.isdigit() else []
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            if any(word.startswith(os.fsencode(self.run_dir / "servers")) for word in words):
+                found.append(int(entry.name))
+        return sorted(found)
+
     def close(self) -> None:
         """End agent, mounts and volume servers, whatever state they are in."""
         if self._process is not None and self._process.poll() is None:
@@ -147,7 +159,7 @@ class Agent:
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait(20)
-        pids = self.servers()
+        pids = self.processes()
         # the mounts' ends are the servers' ends; a lazy unmount of everything, bind mounts first
         for found in mount.below(self.directory):
             with contextlib.suppress(OSError):
