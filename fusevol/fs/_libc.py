@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import struct
 from typing import Any, Final
 
 _libc: Final = ctypes.CDLL(None, use_errno=True)
@@ -17,6 +18,7 @@ RENAME_NOREPLACE: Final = 1
 RENAME_EXCHANGE: Final = 2
 FALLOC_FL_KEEP_SIZE: Final = 1
 FALLOC_FL_PUNCH_HOLE: Final = 2
+_DIRENT: Final = struct.Struct("=QqHB")
 _MAX_HANDLE: Final = 128
 _HANDLE_HEADER: Final = 8
 
@@ -126,20 +128,21 @@ def statx(fd: int, mask: int) -> bytes:
     return buffer.raw
 
 
-def directory_entries(fd: int) -> list[tuple[bytes, int, int]]:
-    """All names of the open directory *fd*, ``.`` and ``..`` too, with inode number and ``DT_*`` type."""
-    os.lseek(fd, 0, os.SEEK_SET)
+def directory_entries(fd: int, offset: int) -> list[tuple[bytes, int, int, int]]:
+    """The names of the open directory *fd* from *offset* on, ``.`` and ``..`` too.
+
+    Each with inode number, ``DT_*`` type, and the offset after it: a cookie of the backing store.
+    """
+    os.lseek(fd, offset, os.SEEK_SET)
     buffer = ctypes.create_string_buffer(1 << 16)
-    found: list[tuple[bytes, int, int]] = []
+    found: list[tuple[bytes, int, int, int]] = []
     while (size := _getdents64(fd, buffer, 1 << 16)) > 0:
         raw = ctypes.string_at(buffer, size)
         at = 0
         while at < size:
             # struct linux_dirent64: u64 ino, s64 off, u16 reclen, u8 type, name
-            length = raw[at + 16] | raw[at + 17] << 8
-            found.append(
-                (raw[at + 19 : raw.index(0, at + 19)], int.from_bytes(raw[at : at + 8], "little"), raw[at + 18])
-            )
+            ino, after, length, kind = _DIRENT.unpack_from(raw, at)
+            found.append((raw[at + 19 : raw.index(0, at + 19)], ino, kind, after))
             at += length
     if size < 0:
         raise _fail()

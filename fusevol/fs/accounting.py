@@ -162,10 +162,12 @@ class Change:
         accounts.reserve(self._bytes, self._inodes)
         unique = {node.number: (node, fd) for node, fd in self._parts}
         self._parts = [unique[number] for number in sorted(unique)]
-        for node, _fd in self._parts:
+        for node, fd in self._parts:
             lock = node.lock or accounts.lock_of(node)
             lock.acquire()
             self._locks.append(lock)
+            if node.charged < 0:
+                node.charged = os.fstat(fd).st_blocks * 512
         return self
 
     def added(self, nbytes: int) -> None:
@@ -275,6 +277,8 @@ class Accounts:
         if self._tight and self._roomy():
             self._tight = False
         with lock:
+            if node.charged < 0:
+                node.charged = os.fstat(fd).st_blocks * 512
             if self._is_allocated(node, fd, offset, end):
                 return os.pwrite(fd, data, offset)
             if not self._tight:
@@ -422,6 +426,8 @@ class Accounts:
                 self.quota.settle(offset % block + length + 2 * block, 0, 0, 0)
         nbytes = 0 if mode & _libc.FALLOC_FL_PUNCH_HOLE else offset % block + length + 2 * block
         with node.lock or self.lock_of(node):
+            if node.charged < 0:
+                node.charged = os.fstat(fd).st_blocks * 512
             try:
                 self.quota.reserve(nbytes, 0)
             except OSError:
@@ -450,6 +456,8 @@ class Accounts:
         """Account for what *node* uses now. *synced*: it needs no hold any longer."""
         with node.lock or self.lock_of(node):
             now = os.fstat(fd).st_blocks * 512
+            if node.charged < 0:
+                node.charged = now
             if now != node.charged or (synced and node.hold):
                 hold = node.hold if synced and not node.moving else max(0, min(node.hold, now - node.charged))
                 self._hold(node, -hold)

@@ -5,48 +5,83 @@ from __future__ import annotations
 import errno
 import itertools
 import os
-from typing import Final, Generic, TypeVar
+from typing import Generic, TypeVar
 
+from fusevol.fs.memory import Memory
 from fusevol.fs.nodes import Node
 
 
 class OpenFile:
-    """A regular file that is open."""
+    """A regular file that is open with *flags* of open(2)."""
 
-    __slots__ = ("fd", "node", "writable")
+    __slots__ = ("fd", "flags", "node", "where")
 
-    def __init__(self, node: Node, fd: int, *, writable: bool) -> None:
+    def __init__(self, node: Node, fd: int, flags: int) -> None:
         self.node = node
         self.fd = fd
-        self.writable = writable
+        self.flags = flags
+        self.where = -1
+        """Its record in the session memory, if there is one."""
+
+    @property
+    def writable(self) -> bool:
+        """Whether it may be written to."""
+        return self.flags & os.O_ACCMODE != os.O_RDONLY
 
 
 class OpenDirectory:
     """A directory that is open, and its names as they were when it was last read from the start."""
 
-    __slots__ = ("entries", "fd", "node")
+    __slots__ = ("entries", "fd", "flags", "index", "node", "where")
 
     def __init__(self, node: Node, fd: int) -> None:
         self.node = node
         self.fd = fd
-        self.entries: list[tuple[bytes, int, int]] | None = None
+        self.flags = os.O_DIRECTORY
+        self.entries: list[tuple[bytes, int, int, int]] | None = None
+        self.index: dict[int, int] = {}
+        """Which of ``entries`` comes after an offset; made when it is asked for."""
+        self.where = -1
+        """Its record in the session memory, if there is one."""
 
 
 T = TypeVar("T", OpenFile, OpenDirectory)
-_numbers: Final = itertools.count(1)
+
+
+class Numbers:
+    """File handles, of which none is ever given twice in a connection's life. Thread-safe, as the counter is."""
+
+    def __init__(self) -> None:
+        self._counter = itertools.count(1)
+
+    def __next__(self) -> int:
+        return next(self._counter)
+
+    def begin_after(self, highest: int) -> None:
+        """Handles up to *highest* were given already."""
+        self._counter = itertools.count(highest + 1)
 
 
 class Handles(Generic[T]):
     """Numbers for open things. Thread-safe, since each method is one operation on a dict."""
 
-    def __init__(self) -> None:
+    def __init__(self, numbers: Numbers, memory: Memory | None) -> None:
         self._open: dict[int, T] = {}
+        self._numbers = numbers
+        self._memory = memory
 
     def add(self, thing: T) -> int:
-        """A number for *thing*."""
-        number = next(_numbers)
+        """A number for *thing*. Raises ``OSError`` when too much is open."""
+        number = next(self._numbers)
+        if self._memory is not None:
+            thing.where = self._memory.add_file(number, thing.node.number, thing.flags)
         self._open[number] = thing
         return number
+
+    def restore(self, number: int, where: int, thing: T) -> None:
+        """*thing* has had *number* and the record *where* since an earlier server."""
+        thing.where = where
+        self._open[number] = thing
 
     def get(self, number: int) -> T:
         """What has *number*. Raises ``OSError(EBADF)``."""
@@ -58,9 +93,12 @@ class Handles(Generic[T]):
     def pop(self, number: int) -> T:
         """What had *number*. Raises ``OSError(EBADF)``."""
         try:
-            return self._open.pop(number)
+            thing = self._open.pop(number)
         except KeyError:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF)) from None
+        if self._memory is not None:
+            self._memory.drop_file(thing.where)
+        return thing
 
     def values(self) -> list[T]:
         """All that is open."""

@@ -18,8 +18,9 @@ from typing import Final, NamedTuple
 
 from fusevol.fs import _libc
 from fusevol.fs.accounting import Accounts, backing_type
-from fusevol.fs.files import Handles, OpenDirectory, OpenFile
+from fusevol.fs.files import Handles, Numbers, OpenDirectory, OpenFile
 from fusevol.fs.identity import Identity
+from fusevol.fs.memory import FileRecord, Memory
 from fusevol.fs.names import DROPPED, Names, failure
 from fusevol.fs.nodes import Node, Nodes
 from fusevol.fs.types import CACHE_EXCLUSIVE, CachePolicy, DirEntry, Quota, SetAttr, StatFs, Usage
@@ -53,18 +54,67 @@ class FileSystem(Names):
         read_only: bool = False,
         devices: bool = False,
         descriptors: int = 2048,
+        memory: Memory | None = None,
     ) -> None:
+        """*memory* is what an earlier server of the same connection has left, or takes what a later one may need."""
         self.cache = cache
-        self._nodes = Nodes(source, descriptors)
+        self._nodes = Nodes(source, descriptors, memory)
         self._accounts = Accounts(quota, self._nodes) if quota is not None else None
         self._identity = Identity()
-        self._files: Handles[OpenFile] = Handles()
-        self._dirs: Handles[OpenDirectory] = Handles()
+        self._memory = memory if self._nodes.survives else None
+        numbers = Numbers()
+        self._files: Handles[OpenFile] = Handles(numbers, self._memory)
+        self._dirs: Handles[OpenDirectory] = Handles(numbers, self._memory)
+        self.backings: list[tuple[int, int]] = []
+        """Node and backing id of each file that was open when an earlier server ended, and that had one."""
+        if self._memory is not None:
+            numbers.begin_after(self._restore(self._memory))
         self._read_only = read_only
         self._devices = devices
 
     def __repr__(self) -> str:
         return f"<FileSystem {self.stats()} read_only={self._read_only}>"
+
+    def _restore(self, memory: Memory) -> int:
+        """Open again what was open; returns the highest handle that was ever given, as far as it is known."""
+        highest = 0
+        for record in memory.files():
+            highest = max(highest, record.fh)
+            try:
+                node = self._nodes.get(record.node)
+                path = self._nodes.pin(node)
+            except OSError:
+                memory.drop_file(record.where)  # its inode is gone
+                continue
+            try:
+                self._open_again(node, path, record)
+            except OSError:
+                memory.drop_file(record.where)
+            finally:
+                self._nodes.unpin(node)
+        return highest
+
+    def _open_again(self, node: Node, path: int, record: FileRecord) -> None:
+        if record.flags & os.O_DIRECTORY:
+            fd = os.open(_FD % path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            self._nodes.hold(node)
+            self._dirs.restore(record.fh, record.where, OpenDirectory(node, fd))
+            return
+        fd = os.open(_FD % path, record.flags & ~(DROPPED | os.O_TRUNC | os.O_TMPFILE) | os.O_CLOEXEC)
+        self._nodes.hold(node)
+        self._files.restore(record.fh, record.where, OpenFile(node, fd, record.flags))
+        if record.backing:
+            self.backings.append((node.number, record.backing))
+
+    @property
+    def survives(self) -> bool:
+        """Whether another process can go on where this one is killed."""
+        return self._memory is not None
+
+    def set_backing(self, fh: int, backing: int) -> None:
+        """The kernel reads and writes the open file itself, by the id *backing*."""
+        if self._memory is not None:
+            self._memory.set_backing(self._files.get(fh).where, backing)
 
     @property
     def backing_type(self) -> str:
@@ -239,8 +289,7 @@ class FileSystem(Names):
 
         *kill*: with O_TRUNC the setuid and setgid bits are cleared (FUSE_OPEN_KILL_SUIDGID).
         """
-        writable = flags & os.O_ACCMODE != os.O_RDONLY
-        if writable or flags & os.O_TRUNC:
+        if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:
             self._may_write()
         nodes = self._nodes
         found = nodes.get(node)
@@ -263,7 +312,7 @@ class FileSystem(Names):
             nodes.hold(found)
         finally:
             nodes.unpin(found)
-        return self._files.add(OpenFile(found, fd, writable=writable))
+        return self._files.add(OpenFile(found, fd, flags))
 
     def read(self, fh: int, size: int, offset: int) -> bytes:
         """Up to *size* bytes from *offset*."""
@@ -352,14 +401,26 @@ class FileSystem(Names):
         return self._dirs.add(OpenDirectory(found, fd))
 
     def readdir(self, fh: int, offset: int) -> Iterator[DirEntry]:
-        """Names after *offset*, ``.`` and ``..`` included, as they were when *offset* was last 0."""
+        """Names after *offset*, ``.`` and ``..`` included, as they were when *offset* was last 0.
+
+        Offsets are the backing store's, so that they mean the same to a later server.
+        """
         directory = self._dirs.get(fh)
-        if offset == 0 or directory.entries is None:
-            directory.entries = _libc.directory_entries(directory.fd)
         entries = directory.entries
-        for at in range(offset, len(entries)):
-            name, ino, kind = entries[at]
-            yield DirEntry(name, ino, kind, at + 1)
+        start = 0
+        if offset == 0 or entries is None:
+            entries = directory.entries = _libc.directory_entries(directory.fd, offset)
+            directory.index = {}
+        else:
+            if not directory.index:
+                directory.index = {after: at + 1 for at, (_, _, _, after) in enumerate(entries)}
+            found = directory.index.get(offset)
+            if found is None:  # an offset of an earlier reading (seekdir(3))
+                entries = _libc.directory_entries(directory.fd, offset)
+            else:
+                start = found
+        for at in range(start, len(entries)):
+            yield DirEntry._make(entries[at])
 
     def releasedir(self, fh: int) -> None:
         """Close a directory."""

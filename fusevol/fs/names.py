@@ -190,8 +190,7 @@ class Names(ABC):
             raise
         node = self._nodes.get(entry.node)
         self._nodes.hold(node)
-        writable = flags & os.O_ACCMODE != os.O_RDONLY
-        return entry, self._files.add(OpenFile(node, opened, writable=writable))
+        return entry, self._files.add(OpenFile(node, opened, flags))
 
     def tmpfile(self, parent: int, mode: int, flags: int, caller: Caller) -> tuple[Entry, int]:
         """Make and open a file without a name in *parent* (O_TMPFILE of open(2)); it may be linked later."""
@@ -214,8 +213,9 @@ class Names(ABC):
                     change.added(node.charged)
         finally:
             nodes.unpin(above)
-        writable = flags & os.O_ACCMODE != os.O_RDONLY
-        return Entry(node.number, node.generation, os.fstat(fd)), self._files.add(OpenFile(node, fd, writable=writable))
+        return Entry(node.number, node.generation, os.fstat(fd)), self._files.add(
+            OpenFile(node, fd, flags & ~os.O_TMPFILE)
+        )
 
     @abstractmethod
     def open(self, node: int, flags: int, *, kill: bool = False) -> int:
@@ -269,6 +269,8 @@ class Names(ABC):
         """Remove *name*; ``False`` if another thread changed it meanwhile."""
         try:
             with self._victim(above, up, name) as (node, fd, st):
+                if st.st_nlink == 1:
+                    self._nodes.losing(node, fd)
                 if self._accounts is None:
                     remove(name, dir_fd=up)
                 else:
@@ -312,6 +314,8 @@ class Names(ABC):
             parts = [(above, up), (newabove, newup)]
             if over is not None:
                 parts.append((over[0], over[1]))
+                if over[2].st_nlink == 1 and not flags:
+                    self._nodes.losing(over[0], over[1])
             if self._accounts is None:
                 _libc.rename(up, name, newup, newname, flags)
             else:

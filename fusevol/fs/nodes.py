@@ -11,8 +11,9 @@ and refused with ESTALE if another inode is found there. A node whose last known
 another device than the root, keeps its descriptor.
 
 Lock discipline: ``_lock`` guards all fields of nodes but ``charged``, ``hold`` and ``moving`` (see accounting). System
-calls within it are close(2) and name_to_handle_at(2) only, and nothing called within it takes another lock. A
-descriptor is used only between :meth:`pin` and :meth:`unpin`, or by who holds the table's lock.
+calls within it are close(2), name_to_handle_at(2), fstat(2) of a new inode and what parks a descriptor only, and the
+session memory's lock is the only one that is taken within it. A descriptor is used only between :meth:`pin` and
+:meth:`unpin`, or by who holds the table's lock.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from collections import OrderedDict
 from typing import Final
 
 from fusevol.fs import _libc
+from fusevol.fs.memory import Memory
 from fusevol.fs.types import ROOT_NODE
 
 _PATH: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -50,12 +52,13 @@ class Node:
         "parent",
         "pins",
         "unlinked",
+        "where",
     )
 
-    def __init__(self, number: int, generation: int, st: os.stat_result, fd: int) -> None:
+    def __init__(self, number: int, generation: int, key: tuple[int, int], fd: int, charged: int) -> None:
         self.number = number
         self.generation = generation
-        self.key = (st.st_dev, st.st_ino)
+        self.key = key
         self.fd = fd
         self.lookups = 0
         self.opens = 0
@@ -64,7 +67,10 @@ class Node:
         self.parent: Node | None = None
         self.name: bytes | None = None
         self.unlinked = False
-        self.charged = st.st_blocks * 512
+        self.charged = charged
+        """Bytes that the accounting has counted; negative: what it has now, unless an operation is under way."""
+        self.where = -1
+        """Its record in the session memory, if there is one."""
         self.hold = 0
         self.moving = False
         self.lock: threading.Lock | None = None
@@ -81,15 +87,17 @@ def stale() -> OSError:
 class Nodes:
     """The table. Thread-safe."""
 
-    def __init__(self, source: str, descriptors: int) -> None:
+    def __init__(self, source: str, descriptors: int, memory: Memory | None = None) -> None:
+        """*memory* has the nodes of an earlier server of the same connection, and is told of all changes."""
         self._lock = threading.Lock()
+        self._memory: Memory | None = None
         self._limit = max(descriptors, 16)
         self._generation = 1
         self._other = _OTHER_NUMBERS
         self._mount = os.open(source, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         fd = os.open(source, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         st = os.fstat(fd)
-        self.root = Node(ROOT_NODE, 0, st, fd)
+        self.root = Node(ROOT_NODE, 0, (st.st_dev, st.st_ino), fd, st.st_blocks * 512)
         self.root.lookups = 1
         self._device = st.st_dev
         self._by_number: dict[int, Node] = {ROOT_NODE: self.root}
@@ -98,6 +106,46 @@ class Nodes:
         self.handles = self._have_handles()
         self.gone: list[Node] = []
         """Unlinked nodes that nobody knows any longer, whose space is free now: the accounting takes them."""
+        if memory is not None and self.handles:
+            self._restore(memory)
+            self._memory = memory
+
+    def _restore(self, memory: Memory) -> None:
+        parked = memory.parked()
+        for record in memory.nodes():
+            node = Node(record.number, record.generation, (record.device, record.inode), -1, -1)
+            node.lookups, node.where, node.handle = record.lookups, record.where, record.handle
+            self._by_number[node.number] = self._by_key[node.key] = node
+            self._generation = max(self._generation, node.generation)
+            if node.number >= _OTHER_NUMBERS:
+                self._other = max(self._other, node.number)
+            node.unlinked = record.unlinked or node.number in parked
+            if node.unlinked:
+                self._restore_nameless(node, parked.pop(node.number, -1))
+        for fd in parked.values():
+            os.close(fd)
+
+    def _restore_nameless(self, node: Node, fd: int) -> None:
+        """Reach an inode without a name: by the descriptor that was kept of it, or while somebody has it open."""
+        if fd < 0:
+            try:
+                fd = _libc.open_handle(self._mount, node.handle or b"", os.O_PATH)
+            except OSError:
+                return  # it is gone: ESTALE
+        st = os.fstat(fd)
+        node.unlinked = st.st_nlink == 0
+        node.fd, node.charged = fd, st.st_blocks * 512
+        self._open[node] = None
+
+    @property
+    def survives(self) -> bool:
+        """Whether the nodes are in a memory that outlives this process."""
+        return self._memory is not None
+
+    def nameless(self) -> list[Node]:
+        """Nodes whose inodes have no name: a scan of the tree does not find them."""
+        with self._lock:
+            return [node for node in self._open if node.unlinked]
 
     def _have_handles(self) -> bool:
         try:
@@ -211,13 +259,12 @@ class Nodes:
         """Look *name* up in *parent*, whose descriptor is *above*; the node has one lookup more. Raises ``OSError``."""
         fd = os.open(name, _PATH, dir_fd=above)
         try:
-            st = os.fstat(fd)
-            return self._enter(fd, st, parent, name), st
+            return self._enter(fd, os.fstat(fd), parent, name)
         except BaseException:
             os.close(fd)
             raise
 
-    def _enter(self, fd: int, st: os.stat_result, parent: Node, name: bytes) -> Node:
+    def _enter(self, fd: int, st: os.stat_result, parent: Node, name: bytes) -> tuple[Node, os.stat_result]:
         key = (st.st_dev, st.st_ino)
         with self._lock:
             node = self._by_key.get(key)
@@ -227,10 +274,16 @@ class Nodes:
                 )  # the inode was freed and its number used again; the kernel may still know the old
                 node = None
             if node is None:
-                if os.fstat(fd).st_nlink == 0:  # removed since it was opened, and its node with it
+                # Anew, since somebody may have changed it by a node that is gone now: what it has at this moment, while
+                # there is no node, is what has been counted.
+                st = os.fstat(fd)
+                if st.st_nlink == 0:  # removed since it was opened, and its node with it
                     raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
-                node = self._add(fd, st)
-            elif node.fd < 0:
+                node = self._add(fd, st, 1)
+                if not self.handles:
+                    node.parent, node.name = parent, name
+                return self._settled(node), st
+            if node.fd < 0:
                 node.fd = fd
                 self._open[node] = None
             else:
@@ -238,22 +291,33 @@ class Nodes:
                 if node is not self.root:
                     self._open.move_to_end(node)
             node.lookups += 1
+            if self._memory is not None:
+                self._memory.set_lookups(node.where, node.lookups)
             if not self.handles:
                 node.parent, node.name = parent, name
-            if len(self._open) > self._limit:
-                node.pins += 1
-                self._evict()
-                node.pins -= 1
-            return node
+            return self._settled(node), st
 
-    def _add(self, fd: int, st: os.stat_result) -> Node:
+    def _settled(self, node: Node) -> Node:
+        """*node*, which keeps its descriptor while others' are closed to keep the limit. Called with the lock."""
+        if len(self._open) > self._limit:
+            node.pins += 1
+            self._evict()
+            node.pins -= 1
+        return node
+
+    def _add(self, fd: int, st: os.stat_result, lookups: int) -> Node:
         """A new node, which keeps *fd*. Called with the lock."""
         number = st.st_ino
         if number <= ROOT_NODE or number in self._by_number:
             self._other += 1
             number = self._other
         self._generation += 1
-        node = Node(number, self._generation, st, fd)
+        node = Node(number, self._generation, (st.st_dev, st.st_ino), fd, st.st_blocks * 512)
+        node.lookups = lookups
+        if self._memory is not None:
+            if node.key[0] == self._device:
+                node.handle = _libc.file_handle(fd)
+            node.where = self._memory.add_node(number, self._generation, node.key, lookups, node.handle or b"")
         self._by_number[number] = self._by_key[node.key] = node
         self._open[node] = None
         return node
@@ -267,15 +331,32 @@ class Nodes:
         fd = os.open(b"/proc/self/fd/%d" % opened, os.O_PATH | os.O_CLOEXEC)
         st = os.fstat(fd)
         with self._lock:
-            node = self._add(fd, st)
-            node.lookups = node.opens = 1
-            node.unlinked = True
+            node = self._add(fd, st, 1)
+            node.opens = 1
+            self._set_unlinked(node, value=True)
+            self._park(node, fd)
             return node
 
     def linked(self, node: Node) -> None:
         """*node* has a name (again)."""
         with self._lock:
-            node.unlinked = False
+            if node.unlinked:
+                self._set_unlinked(node, value=False)
+
+    def _set_unlinked(self, node: Node, *, value: bool) -> None:
+        node.unlinked = value
+        if self._memory is not None:
+            self._memory.set_unlinked(node.where, value)
+
+    def losing(self, node: Node, fd: int) -> None:
+        """The last name of *node*, whose descriptor is *fd*, is about to go: if it is open, it must outlive us."""
+        with self._lock:
+            if node.opens:
+                self._park(node, fd)
+
+    def _park(self, node: Node, fd: int) -> None:
+        if self._memory is not None:
+            self._memory.park(node.number, fd)
 
     # -- counts -------------------------------------------------------------------------------------------------------
 
@@ -283,6 +364,8 @@ class Nodes:
         """Count one open file or directory of *node*."""
         with self._lock:
             node.opens += 1
+            if node.unlinked:
+                self._park(node, node.fd)
 
     def let_go(self, node: Node) -> None:
         """The end of :meth:`hold`."""
@@ -295,6 +378,8 @@ class Nodes:
         """Take *count* lookups back; without any, and not open, the node is gone."""
         with self._lock:
             node.lookups = max(0, node.lookups - count) if node is not self.root else 1
+            if self._memory is not None and node.lookups and node is not self.root:
+                self._memory.set_lookups(node.where, node.lookups)
             if not node.lookups and not node.opens and not node.pins:
                 self._drop(node)
 
@@ -302,7 +387,7 @@ class Nodes:
         """*name* in *parent* is no longer a name of *node*; if it was the *last* the descriptor stays until the end."""
         with self._lock:
             if last:
-                node.unlinked = True
+                self._set_unlinked(node, value=True)
             if node.name == name and node.parent is parent:
                 node.parent = node.name = None
 
@@ -318,6 +403,10 @@ class Nodes:
         if self._by_number.get(node.number) is not node:
             return
         del self._by_number[node.number]
+        if self._memory is not None:
+            self._memory.drop_node(node.where)
+            if node.unlinked:
+                self._memory.unpark(node.number)
         if self._by_key.get(node.key) is node:
             del self._by_key[node.key]
         if node.fd >= 0:
