@@ -69,6 +69,9 @@ class FileSystem(Names):
         """Node and backing id of each file that was open when an earlier server ended, and that had one."""
         if self._memory is not None:
             numbers.begin_after(self._restore(self._memory))
+            if quota is not None:
+                for node in self._nodes.nameless():  # no scan has found these
+                    quota.settle(0, 0, node.charged, 1)
         self._read_only = read_only
         self._devices = devices
 
@@ -134,6 +137,16 @@ class FileSystem(Names):
             return os.fstat(fd)
         finally:
             nodes.unpin(found)
+
+    def inode(self, parent: int, name: bytes) -> int:
+        """The backing inode number behind *name*, whose node is not looked up by this."""
+        nodes = self._nodes
+        above = nodes.get(parent)
+        fd = nodes.pin(above)
+        try:
+            return os.stat(name, dir_fd=fd, follow_symlinks=False).st_ino
+        finally:
+            nodes.unpin(above)
 
     def statx(self, node: int, fh: int | None, mask: int) -> bytes:
         """``struct statx`` of *node* (statx(2)): what getattr tells, and the time of birth. *mask* has STATX_* bits."""

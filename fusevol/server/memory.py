@@ -18,7 +18,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from struct import Struct
-from typing import Final, Self
+from typing import Any, Final, Self
 
 from fusevol.errors import UnavailableError
 from fusevol.fs.memory import FileRecord, NodeRecord
@@ -28,13 +28,17 @@ log = logging.getLogger(__name__)
 VERSION: Final = 1
 _MAGIC: Final = b"fusevol\0"
 _HEADER: Final = Struct("=8sQQQQQQ")  # magic version minor flags max_write nodes files
+_NODES_USED_AT: Final = 40
+_FILES_USED_AT: Final = 48
 _HEADER_SIZE: Final = mmap.PAGESIZE
 _WORD: Final = Struct("=Q")
 _NODES: Final = 4 << 20
 _FILES: Final = 1 << 18
+_INTENTS: Final = 1024
 _HANDLE_MOST: Final = 48
 _NODE: Final = Struct(f"=QQQQQHxxxxxx{_HANDLE_MOST}s")  # generation device inode lookups unlinked handle_size handle
 _FILE: Final = Struct("=QQQ")  # node flags backing_id
+_INTENT: Final = Struct("=QQ")  # two numbers
 _LOOKUPS_AT: Final = 8 + 24
 _UNLINKED_AT: Final = 8 + 32
 _BACKING_AT: Final = 8 + 16
@@ -78,7 +82,7 @@ class Table:
         _WORD.pack_into(self._memory, where, 0)
         self._free.append((where - self._start) // self._size)
 
-    def load(self, used: int) -> Iterator[tuple[int, int, tuple[object, ...]]]:
+    def load(self, used: int) -> Iterator[tuple[int, int, tuple[Any, ...]]]:
         """Place, key and fields of each record among the first *used*, which another process has written."""
         self._next = used
         self._free = []
@@ -102,12 +106,18 @@ class SessionMemory:
     def __init__(self, fd: int, lot: tuple[socket.socket, socket.socket]) -> None:
         self.fd = fd
         self.lot = lot
-        size = _HEADER_SIZE + Table.room(_NODE, _NODES) + Table.room(_FILE, _FILES)
+        files = _HEADER_SIZE + Table.room(_NODE, _NODES)
+        intents = files + Table.room(_FILE, _FILES)
+        size = intents + Table.room(_INTENT, _INTENTS)
         if os.fstat(fd).st_size < size:
             os.ftruncate(fd, size)
         self._memory = mmap.mmap(fd, size)
         self._nodes = Table(self._memory, _HEADER_SIZE, _NODE, _NODES)
-        self._files = Table(self._memory, _HEADER_SIZE + Table.room(_NODE, _NODES), _FILE, _FILES)
+        self._files = Table(self._memory, files, _FILE, _FILES)
+        self._intents = Table(self._memory, intents, _INTENT, _INTENTS)
+        self._intended: dict[int, tuple[int, int, int]] = {}
+        for where, key, (first, second) in self._intents.load(_INTENTS):
+            self._intended[key] = (where, first, second)
         self._lock = threading.Lock()
         self._parked: dict[int, None] = {}
         self._left = 0
@@ -155,7 +165,7 @@ class SessionMemory:
             before = self._nodes.high
             where = self._nodes.add(number, generation, *key, lookups, 0, len(handle), handle)
             if self._nodes.high != before:
-                _WORD.pack_into(self._memory, 40, self._nodes.high)
+                _WORD.pack_into(self._memory, _NODES_USED_AT, self._nodes.high)
         return where
 
     def set_lookups(self, where: int, count: int) -> None:
@@ -177,7 +187,7 @@ class SessionMemory:
             before = self._files.high
             where = self._files.add(fh, node, flags, 0)
             if self._files.high != before:
-                _WORD.pack_into(self._memory, 48, self._files.high)
+                _WORD.pack_into(self._memory, _FILES_USED_AT, self._files.high)
         return where
 
     def set_backing(self, where: int, backing: int) -> None:
@@ -194,13 +204,29 @@ class SessionMemory:
         used = _HEADER.unpack_from(self._memory, 0)[5]
         for where, number, fields in self._nodes.load(used):
             generation, device, inode, lookups, unlinked, size, handle = fields
-            yield NodeRecord(where, number, generation, device, inode, lookups, bool(unlinked), handle[:size])  # type: ignore[arg-type, index]  # as the layout says
+            yield NodeRecord(where, number, generation, device, inode, lookups, bool(unlinked), handle[:size])
 
     def files(self) -> Iterator[FileRecord]:
         """See :class:`fusevol.fs.memory.Memory`."""
         used = _HEADER.unpack_from(self._memory, 0)[6]
         for where, fh, fields in self._files.load(used):
-            yield FileRecord(where, fh, *fields)  # type: ignore[arg-type]  # as the layout says
+            yield FileRecord(where, fh, *fields)
+
+    # -- what is about to be done (fusevol.transport.kernel.replay) ---------------------------------------------------
+
+    def intend(self, request: int, first: int, second: int) -> int:
+        """Remember two numbers for a request; returns where."""
+        with self._lock:
+            return self._intents.add(request, first, second)
+
+    def intended(self, request: int) -> tuple[int, int, int] | None:
+        """Where, and the two numbers, if an earlier server has written them down."""
+        return self._intended.get(request)
+
+    def drop_intent(self, where: int) -> None:
+        """The request is answered."""
+        with self._lock:
+            self._intents.drop(where)
 
     # -- the parking lot ----------------------------------------------------------------------------------------------
 

@@ -11,27 +11,32 @@ those and ends with the last of them.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import faulthandler
 import gc
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple, Self
 
 from fusevol import __version__
 from fusevol.errors import FusevolError, UnavailableError, UsageError
+from fusevol.files import sync_filesystem
 from fusevol.fs import FileSystem
 from fusevol.fs.types import CACHE_EXCLUSIVE, CACHE_NONE, CACHE_SHARED, CachePolicy
 from fusevol.quota.ledger import Ledger
 from fusevol.quota.scan import ScanProgress
 from fusevol.server import logfile, privileges
 from fusevol.server.control import Answer, ControlSocket, RequestError
+from fusevol.server.held import Held
+from fusevol.server.memory import SessionMemory
 from fusevol.server.spec import MountSpec
 from fusevol.server.transports import Session, mounted
 from fusevol.transport import mount
@@ -46,8 +51,23 @@ _FAREWELL: Final = 1.0
 class Server:
     """One mounted volume. :meth:`run` returns the exit status."""
 
-    def __init__(self, spec: MountSpec, ready: int | None) -> None:
+    def __init__(
+        self,
+        spec: MountSpec,
+        ready: int | None,
+        *,
+        file: Path | None = None,
+        holder: socket.socket | None = None,
+        held: Held | None = None,
+    ) -> None:
+        """*holder* is given what another server needs to go on when this one is killed, *held* is what one has left.
+
+        *file*: where *spec* is kept; changed limits are written there.
+        """
         self.spec = spec
+        self._file = file
+        self._holder = holder
+        self._held = held
         self._ready = ready
         self._started = time.time()
         self._terminated = threading.Event()
@@ -65,6 +85,7 @@ class Server:
     def run(self) -> int:
         """Mount, serve, and end. Raises :class:`FusevolError` if it does not come to a mount."""
         self._check()
+        memory = self._session_memory()
         control = ControlSocket(Path(self.spec.control), self._operations)
         try:
             privileges.settle(self.spec.descriptors)
@@ -77,13 +98,15 @@ class Server:
                 read_only=self.spec.read_only,
                 devices=self.spec.devices,
                 descriptors=self.spec.descriptors,
+                memory=memory,
             )
-            session = self._session = self._mount()
+            session = self._session = self._mount(memory)
             signal.signal(signal.SIGTERM, self._on_signal)
             signal.signal(signal.SIGINT, self._on_signal)
             control.start()
             _settle_memory()
-            log.info("serving %s at %s", self.spec.source, self.spec.mountpoint)
+            what = "serving" if self._held is None else "took over"
+            log.info("%s %s at %s", what, self.spec.source, self.spec.mountpoint)
             finished = session.serve(self._on_init)
             return self._end(finished=finished)
         finally:
@@ -93,6 +116,8 @@ class Server:
         spec = self.spec
         if not Path(spec.source).is_dir():
             raise UnavailableError(f"The volume's directory {spec.source} is not there: check the pool that it is in.")
+        if self._held is not None:
+            return
         found = mount.find(spec.mountpoint)
         if found is not None:
             if not found.is_fuse or not mount.is_dead(spec.mountpoint):
@@ -102,12 +127,20 @@ class Server:
         if not Path(spec.mountpoint).is_dir():
             raise UnavailableError(f"The mount point {spec.mountpoint} is not a directory: create it first.")
 
+    def _session_memory(self) -> SessionMemory | None:
+        """What the kernel must find again: an earlier server's, or a new one if somebody will hold it."""
+        if self._held is not None:
+            return SessionMemory.adopt(self._held.session, (self._held.lot_in, self._held.lot_out))
+        return SessionMemory.create() if self._holder is not None else None
+
     def _open_ledger(self) -> Ledger | None:
         spec = self.spec
         if spec.quota == "none":
             return None
         if spec.ledger is None:
             raise UsageError(f"The mount {spec.mount_id} has a quota but no ledger file: name one in its mount file.")
+        if self._held is not None:
+            sync_filesystem(Path(spec.source))  # what the backing store has not allocated yet cannot be counted
         last = 0.0
 
         def report(progress: ScanProgress) -> None:
@@ -124,9 +157,12 @@ class Server:
             progress=report,
         )
 
-    def _mount(self) -> Session:
+    def _mount(self, memory: SessionMemory | None) -> Session:
         spec = self.spec
-        session = mounted(spec, self._fs)
+        session = mounted(spec, self._fs, memory, self._held)
+        left = session.left()
+        if self._holder is not None and memory is not None and left is not None and self._held is None:
+            Held(left[0], memory.fd, left[1], memory.lot[0].fileno(), memory.lot[1].fileno()).send(self._holder)
         found = mount.find(spec.mountpoint)
         self._minor = found.minor if found else -1
         return session
@@ -216,6 +252,9 @@ class Server:
         for limit in (limit_bytes, limit_inodes):
             if limit is not None and (type(limit) is not int or limit < 0):
                 raise RequestError(f"A limit is a whole number or null, not {limit!r}.", errno.EINVAL)
+        if self._file is not None:  # first: a successor must have the limits that were confirmed
+            self.spec = dataclasses.replace(self.spec, limit_bytes=limit_bytes, limit_inodes=limit_inodes)
+            self.spec.save(self._file)
         self._ledger.set_limits(limit_bytes, limit_inodes)
         log.info("limits are now %s bytes and %s inodes", limit_bytes, limit_inodes)
         return {"usage": self._usage()}
@@ -246,24 +285,44 @@ def _settle_memory() -> None:
     sys.setswitchinterval(0.001)  # an operation in Python code may not keep the others waiting for longer
 
 
-def _arguments(argv: Sequence[str]) -> tuple[Path, int | None]:
-    values = dict(zip(argv[::2], argv[1::2], strict=False))
-    ready = values.pop("--ready-fd", None)
-    spec = values.pop("--spec", None)
-    if spec is None or values or len(argv) % 2 or not (ready or "0").isdigit():
-        raise UsageError("usage: python -m fusevol.server --spec FILE [--ready-fd N]")
-    return Path(spec), int(ready) if ready else None
+class Arguments(NamedTuple):
+    """The command line of a volume server."""
+
+    spec: Path
+    ready: int | None
+    """Descriptor that is told READY, SCAN and ERROR."""
+    holder: int | None
+    """Socket that is given a :class:`Held`."""
+    held: Held | None
+
+    @classmethod
+    def parse(cls, argv: Sequence[str]) -> Self:
+        """Raises :class:`UsageError`."""
+        values = dict(zip(argv[::2], argv[1::2], strict=False))
+        spec = values.pop("--spec", None)
+        ready, holder = values.pop("--ready-fd", ""), values.pop("--holder-fd", "")
+        held = values.pop("--held", "").split(",")
+        numbers = [*held, ready, holder]
+        if spec is None or values or len(argv) % 2 or not all(n.isdigit() for n in numbers if n):
+            raise UsageError("usage: python -m fusevol.server --spec FILE [--ready-fd N] [--holder-fd N] [--held N,…]")
+        return cls(
+            Path(spec),
+            int(ready) if ready else None,
+            int(holder) if holder else None,
+            Held(*map(int, held)) if len(held) == len(Held._fields) else None,
+        )
 
 
 def main(argv: Sequence[str]) -> int:
     """Run a volume server; returns the exit status. A failure is one sentence on the ready descriptor and stderr."""
     faulthandler.enable()
-    server: Server | None = None
     ready: int | None = None
     try:
-        file, ready = _arguments(argv)
-        spec = MountSpec.load(file)
-        server = Server(spec, ready)
+        arguments = Arguments.parse(argv)
+        ready = arguments.ready
+        holder = socket.socket(fileno=arguments.holder) if arguments.holder is not None else None
+        spec = MountSpec.load(arguments.spec)
+        server = Server(spec, ready, file=arguments.spec, holder=holder, held=arguments.held)
         logfile.set_up(Path(spec.log), spec.mount_id)
         return server.run()
     except (FusevolError, OSError) as e:

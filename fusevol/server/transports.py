@@ -16,6 +16,8 @@ from typing import Any, Final, Protocol
 
 from fusevol.errors import UnavailableError
 from fusevol.fs import FileSystem
+from fusevol.server.held import Held
+from fusevol.server.memory import SessionMemory
 from fusevol.server.spec import MountSpec
 
 log = logging.getLogger(__name__)
@@ -30,6 +32,9 @@ class Session(Protocol):
     def transport(self) -> str:
         """Its name."""
 
+    def left(self) -> tuple[int, int] | None:
+        """The descriptors of /dev/fuse and of the rings' buffers by which another process can go on; if it can."""
+
     def describe(self) -> dict[str, object]:
         """What is in use, for a status: plain values."""
 
@@ -43,17 +48,22 @@ class Session(Protocol):
         """End the session from any thread."""
 
 
-def mounted(spec: MountSpec, fs: FileSystem) -> Session:
-    """Mount *fs* as *spec* says. Raises :class:`UnavailableError` with the reason; nothing is mounted then."""
+def mounted(spec: MountSpec, fs: FileSystem, memory: SessionMemory | None, held: Held | None) -> Session:
+    """Mount *fs* as *spec* says, or with *held* go on where an earlier server has ended, whose *memory* that is.
+
+    Raises :class:`UnavailableError` with the reason; nothing is mounted then.
+    """
     privileged = os.geteuid() == 0
     allow_other = spec.allow_other and (privileged or _others_allowed())
     if spec.allow_other and not allow_other:
         log.info("other users have no access: user_allow_other is not set in %s", _FUSE_CONF)
-    if spec.transport == "kernel" or (spec.transport == "auto" and privileged):
+    if held is not None or spec.transport == "kernel" or (spec.transport == "auto" and privileged):
         try:
-            return _kernel(spec, fs, allow_other=allow_other)
+            return _kernel(spec, fs, memory, held, allow_other=allow_other)
         except (OSError, UnavailableError) as e:
             why = e.strerror if isinstance(e, OSError) else str(e)
+            if held is not None:
+                raise UnavailableError(f"The mount at {spec.mountpoint} cannot be taken over: {why}") from e
             if spec.transport == "kernel":
                 raise UnavailableError(
                     f"Mounting at {spec.mountpoint} failed ({why}): check that /dev/fuse is usable, or use the "
@@ -63,12 +73,13 @@ def mounted(spec: MountSpec, fs: FileSystem) -> Session:
     return _pyfuse3(spec, fs, allow_other=allow_other, devices=spec.devices and privileged)
 
 
-def _kernel(spec: MountSpec, fs: FileSystem, *, allow_other: bool) -> Session:
-    from fusevol.transport.kernel.session import Session as KernelSession  # noqa: PLC0415  # one of two is enough
+def _kernel(
+    spec: MountSpec, fs: FileSystem, memory: SessionMemory | None, held: Held | None, *, allow_other: bool
+) -> Session:
+    from fusevol.transport.kernel import session as kernel  # noqa: PLC0415  # one of two is enough
 
-    return KernelSession(
-        fs,
-        spec.mountpoint,
+    options = kernel.Options(
+        mountpoint=spec.mountpoint,
         fsname=spec.fsname,
         passthrough=spec.quota == "none",
         read_only=spec.read_only,
@@ -77,6 +88,9 @@ def _kernel(spec: MountSpec, fs: FileSystem, *, allow_other: bool) -> Session:
         spin_us=spec.spin_us,
         io_uring=spec.io_uring,
     )
+    if memory is not None and held is not None:
+        return kernel.Session.resume(fs, options, memory, held.device, held.rings)
+    return kernel.Session.mount(fs, options, memory)
 
 
 def _pyfuse3(spec: MountSpec, fs: FileSystem, *, allow_other: bool, devices: bool) -> Session:

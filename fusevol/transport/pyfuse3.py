@@ -353,6 +353,10 @@ class Session:
         self._adapter = Adapter(fs, self._pump)
         pyfuse3.init(self._adapter, mountpoint, options)
 
+    @staticmethod
+    def left() -> None:
+        """Nothing by which another process could go on: libfuse has the state of the session."""
+
     def describe(self) -> dict[str, object]:
         """What is in use, for a status."""
         pump = self._pump

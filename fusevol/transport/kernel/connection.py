@@ -78,6 +78,12 @@ class Connection:
             raise
 
     @classmethod
+    def resume(cls, fd: int, mountpoint: str, agreed: Agreement, max_write: int) -> Self:
+        """The connection of a server that has ended, by its descriptor *fd* and what it had agreed on."""
+        found = mount.find(mountpoint)
+        return cls(fd, found.minor if found is not None else -1, agreed, max_write)
+
+    @classmethod
     def _greet(cls, fd: int, minor: int, wishes: Wishes) -> Self:
         request = os.read(fd, _INIT_SIZE)
         _len, op, unique, *_rest = p.IN_HEADER.unpack_from(request)

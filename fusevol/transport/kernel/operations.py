@@ -36,6 +36,9 @@ Handler = Callable[..., bytes | None]
 Answer = bytes | int | None
 """The answer's bytes, an errno, or nothing for a request that wants no answer."""
 
+Ids = tuple[int, int, int]
+"""uid, gid and pid of a caller."""
+
 _LAYOUTS: Final[dict[Op, Struct]] = {}
 _METHODS: Final[dict[Op, str]] = {}
 SLOW: Final = frozenset({
@@ -84,9 +87,7 @@ class Operations:
         for op, name in _METHODS.items():
             self._table[op] = (layouts[op].unpack_from, getattr(self, name))
 
-    def carry_out(
-        self, op: int, node: int, argument: Any, at: int, rest: memoryview, ids: tuple[int, int, int]
-    ) -> Answer:
+    def carry_out(self, op: int, node: int, argument: Any, at: int, rest: memoryview, ids: Ids) -> Answer:
         """One request. *argument* has the first argument at *at*, *rest* is what follows it; *ids*: uid, gid, pid."""
         try:
             found = self._table[op]
@@ -127,6 +128,8 @@ class Operations:
             return p.OPEN_OUT.pack(fh, self._keep, 0)
         writable = flags & os.O_ACCMODE != os.O_RDONLY
         how, backing = self._passthrough.opened(node, self._fs.descriptor(fh), writable=writable)
+        if backing:
+            self._fs.set_backing(fh, backing)
         return p.OPEN_OUT.pack(fh, how or self._keep, backing)
 
     # -- names --------------------------------------------------------------------------------------------------------
@@ -157,17 +160,17 @@ class Operations:
             self._bug("forget", e)
 
     @handles(Op.MKNOD, p.MKNOD_IN)
-    def mknod(self, node: int, fields: tuple[int, int, int], rest: memoryview, ids: tuple[int, int, int]) -> bytes:
+    def mknod(self, node: int, fields: tuple[int, int, int], rest: memoryview, ids: Ids) -> bytes:
         mode, rdev, umask = fields
         return self._entry(self._fs.mknod(node, p.names(rest, 1)[0], mode, rdev, Caller(*ids, umask)))
 
     @handles(Op.MKDIR, p.MKDIR_IN)
-    def mkdir(self, node: int, fields: tuple[int, int], rest: memoryview, ids: tuple[int, int, int]) -> bytes:
+    def mkdir(self, node: int, fields: tuple[int, int], rest: memoryview, ids: Ids) -> bytes:
         mode, umask = fields
         return self._entry(self._fs.mkdir(node, p.names(rest, 1)[0], mode, Caller(*ids, umask)))
 
     @handles(Op.SYMLINK)
-    def symlink(self, node: int, _fields: tuple[()], rest: memoryview, ids: tuple[int, int, int]) -> bytes:
+    def symlink(self, node: int, _fields: tuple[()], rest: memoryview, ids: Ids) -> bytes:
         name, target = p.names(rest, 2)
         return self._entry(self._fs.symlink(node, name, target, Caller(*ids)))
 
@@ -274,18 +277,14 @@ class Operations:
     # -- files --------------------------------------------------------------------------------------------------------
 
     @handles(Op.CREATE, p.CREATE_IN)
-    def create(
-        self, node: int, fields: tuple[int, int, int, int], rest: memoryview, ids: tuple[int, int, int]
-    ) -> bytes:
+    def create(self, node: int, fields: tuple[int, int, int, int], rest: memoryview, ids: Ids) -> bytes:
         flags, mode, umask, how = fields
         kill = bool(how & p.OPEN_KILL_SUIDGID)
         entry, fh = self._fs.create(node, p.names(rest, 1)[0], mode, flags, Caller(*ids, umask), kill=kill)
         return self._entry(entry) + self._opened(entry.node, fh, flags)
 
     @handles(Op.TMPFILE, p.CREATE_IN)
-    def tmpfile(
-        self, node: int, fields: tuple[int, int, int, int], _rest: memoryview, ids: tuple[int, int, int]
-    ) -> bytes:
+    def tmpfile(self, node: int, fields: tuple[int, int, int, int], _rest: memoryview, ids: Ids) -> bytes:
         flags, mode, umask, _how = fields
         entry, fh = self._fs.tmpfile(node, mode, flags, Caller(*ids, umask))
         return self._entry(entry) + self._opened(entry.node, fh, flags)
@@ -313,9 +312,11 @@ class Operations:
 
     @handles(Op.RELEASE, p.RELEASE_IN)
     def release(self, node: int, fields: tuple[int, ...], _rest: memoryview, _ids: Any) -> bytes:
-        if self._passthrough is not None:
-            self._passthrough.closed(node)
-        self._fs.release(fields[0])
+        try:
+            self._fs.release(fields[0])
+        finally:  # after the file's record is gone, so that no later server would use an id that was closed
+            if self._passthrough is not None:
+                self._passthrough.closed(node)
         return b""
 
     @handles(Op.FALLOCATE, p.FALLOCATE_IN)

@@ -16,6 +16,7 @@ import logging
 import os
 import stat
 import threading
+from collections.abc import Iterable
 
 from fusevol.transport.kernel.protocol import (
     BACKING_ID,
@@ -33,13 +34,18 @@ log = logging.getLogger(__name__)
 class Passthrough:
     """The backing ids of one connection. Thread-safe."""
 
-    def __init__(self, device: int) -> None:
-        """*device* is the connection's descriptor of /dev/fuse."""
+    def __init__(self, device: int, opened: Iterable[tuple[int, int]] = ()) -> None:
+        """*device* is the connection's descriptor of /dev/fuse; *opened*: node and id of each file that is open.
+
+        Ids outlive the process that asked for them, and must be used again.
+        """
         self._device = device
         self._lock = threading.Lock()
         self._ids: dict[int, list[int]] = {}
         """Backing id and number of opens, by node; id 0: open through the page cache."""
         self._refused = False
+        for node, backing in opened:
+            self._ids.setdefault(node, [backing, 0])[1] += 1
 
     def __len__(self) -> int:
         return len(self._ids)

@@ -1,21 +1,26 @@
-"""A mounted volume whose requests are read from /dev/fuse: the crew's threads, the operations, the connection."""
+"""A mounted volume: the connection, the operations, and the threads that carry requests out."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
 from collections.abc import Callable
-from typing import Final
+from typing import Final, NamedTuple, Protocol, Self
 
+from fusevol.errors import UnavailableError
 from fusevol.fs import FileSystem
 from fusevol.transport import mount
 from fusevol.transport.crew import Crew, Worker
 from fusevol.transport.kernel import protocol as p
 from fusevol.transport.kernel import uring
 from fusevol.transport.kernel.connection import Connection, Wishes
+from fusevol.transport.kernel.features import Agreement
 from fusevol.transport.kernel.operations import SLOW, Operations
 from fusevol.transport.kernel.passthrough import Passthrough
+from fusevol.transport.kernel.protocol import Notify
+from fusevol.transport.kernel.replay import WITHOUT_TRACE, Intents, Replay
 from fusevol.transport.kernel.ring import available
 
 log = logging.getLogger(__name__)
@@ -28,16 +33,43 @@ _LINGER: Final = 5.0
 """Seconds that operations may take to end when the mount is gone."""
 
 
+class Memory(Intents, Protocol):
+    """What of a session must outlive the process."""
+
+    def set_agreement(self, minor: int, flags: int, max_write: int) -> None:
+        """Remember the answer to INIT."""
+
+    def agreement(self) -> tuple[int, int, int]:
+        """Minor version, flags and size of the largest write."""
+
+
+class Options(NamedTuple):
+    """How a volume is mounted and served."""
+
+    mountpoint: str
+    fsname: str
+    passthrough: bool
+    """Whether the kernel may read and write backing files itself, past any quota of ours."""
+    read_only: bool = False
+    allow_other: bool = True
+    devices: bool = False
+    spin_us: int = 50
+    io_uring: bool = True
+    unwanted: frozenset[str] = frozenset()
+    """Features not to be used, though the kernel offers them."""
+
+
 class Reader(Crew):
     """Threads that read requests from /dev/fuse and carry them out."""
 
-    def __init__(self, connection: Connection, operations: Operations, *, spin_us: int) -> None:
+    def __init__(self, connection: Connection, operations: Operations, replay: Replay | None, *, spin_us: int) -> None:
         super().__init__(spin_us=spin_us)
         self._connection = connection
         self._operations = operations
+        self._replay = replay
 
     def _work(self, worker: Worker) -> bool:
-        fd, answer = self._connection.fd, self._connection.answer
+        fd, answer, replay = self._connection.fd, self._connection.answer, self._replay
         carry_out, sizes = self._operations.carry_out, self._operations.sizes
         lead, wait, began, unpack = self.lead, self.wait_readable, self.began, p.IN_HEADER.unpack_from
         buffer = bytearray(self._connection.buffer_size)
@@ -56,10 +88,16 @@ class Reader(Crew):
                     raise
                 _size, op, unique, node, uid, gid, pid, _extensions = unpack(buffer)
                 began(worker)
+                ids = (uid, gid, pid)
                 if op in SLOW:
                     self.hand_over()
-                start = _HEADER + (sizes[op] if op < len(sizes) else 0)
-                found = carry_out(op, node, buffer, _HEADER, view[start:size], (uid, gid, pid))
+                rest = view[_HEADER + (sizes[op] if op < len(sizes) else 0) : size]
+                if replay is not None and unique & p.RESENT:
+                    found = replay.again(unique, op, node, buffer, _HEADER, rest, ids)
+                elif replay is not None and op in WITHOUT_TRACE:
+                    found = replay.first_time(unique, op, node, buffer, _HEADER, rest, ids)
+                else:
+                    found = carry_out(op, node, buffer, _HEADER, rest, ids)
                 if found is not None:
                     answer(unique, found)
         except OSError:
@@ -70,64 +108,84 @@ class Reader(Crew):
 
 
 class Session:
-    """A mounted filesystem. ``Session(...)`` mounts; :meth:`serve` answers until the mount is gone or :meth:`stop`."""
+    """A mounted filesystem. :meth:`mount` or :meth:`resume` makes one, :meth:`serve` answers until it is unmounted."""
 
     transport: str = "kernel"
 
     def __init__(
-        self,
-        fs: FileSystem,
-        mountpoint: str,
-        *,
-        fsname: str,
-        passthrough: bool,
-        read_only: bool = False,
-        allow_other: bool = True,
-        devices: bool = False,
-        spin_us: int = 50,
-        io_uring: bool = True,
-        unwanted: frozenset[str] = frozenset(),
+        self, fs: FileSystem, connection: Connection, options: Options, memory: Memory | None, rings: int
     ) -> None:
-        """Mount. *passthrough*: the kernel may read and write backing files itself, past any quota of ours.
+        self._connection = connection
+        agreed = connection.agreed
+        self._passthrough = Passthrough(connection.fd, fs.backings) if agreed.has("passthrough") else None
+        operations = Operations(fs, passthrough=self._passthrough, setxattr_ext=agreed.has("setxattr-ext"))
+        replay = Replay(fs, operations, memory) if memory is not None and fs.survives else None
+        self._rings = (
+            uring.Rings(connection, operations, replay, rings, options.mountpoint)
+            if agreed.has("over-io-uring")
+            else None
+        )
+        # beside rings it has little to do, and spinning would keep them from their CPU
+        self._reader = Reader(connection, operations, replay, spin_us=options.spin_us if self._rings is None else 0)
+        self._ring_memory = rings
+        self._resumed = False
+        self.survives = replay is not None and agreed.has("has-resend")
+        """Whether another process can go on where this one is killed."""
 
-        Raises ``OSError`` or :class:`~fusevol.errors.UnavailableError`.
-        """
-        exclusive = fs.cache.keep_pages
-        refused = set(unwanted)
-        refused |= {"auto-inval-data"} if exclusive else {"explicit-inval-data", "cache-symlinks"}
-        refused |= set() if passthrough else {"passthrough"}
+    @classmethod
+    def mount(cls, fs: FileSystem, options: Options, memory: Memory | None) -> Self:
+        """Mount *fs*. Raises ``OSError`` or :class:`UnavailableError`; nothing is mounted then."""
+        refused = set(options.unwanted)
+        refused |= {"auto-inval-data"} if fs.cache.keep_pages else {"explicit-inval-data", "cache-symlinks"}
+        refused |= set() if options.passthrough else {"passthrough"}
+        refused |= set() if options.io_uring and uring.enabled() and available() else {"over-io-uring"}
         wishes = Wishes(
-            fsname=fsname,
-            read_only=read_only,
-            allow_other=allow_other,
-            devices=devices,
-            unwanted=frozenset(
-                refused if io_uring and uring.enabled() and available() else refused | {"over-io-uring"}
-            ),
-            max_write=_DATA_PASSED_BY if passthrough else _DATA_THROUGH_SERVER,
+            fsname=options.fsname,
+            read_only=options.read_only,
+            allow_other=options.allow_other,
+            devices=options.devices,
+            unwanted=frozenset(refused),
+            max_write=_DATA_PASSED_BY if options.passthrough else _DATA_THROUGH_SERVER,
             stack_depth=2 if fs.backing_type == "overlay" else 1,
         )
-        self._connection = Connection.open(mountpoint, wishes)
-        agreed = self._connection.agreed
-        self._passthrough = Passthrough(self._connection.fd) if agreed.has("passthrough") else None
-        operations = Operations(fs, passthrough=self._passthrough, setxattr_ext=agreed.has("setxattr-ext"))
-        self._rings = uring.Rings(self._connection, operations, mountpoint) if agreed.has("over-io-uring") else None
-        # beside rings it has little to do, and spinning would keep them from their CPU
-        self._reader = Reader(self._connection, operations, spin_us=0 if self._rings is not None else spin_us)
+        connection = Connection.open(options.mountpoint, wishes)
+        if memory is not None:
+            memory.set_agreement(*connection.agreed, connection.max_write)
+        return cls(fs, connection, options, memory, os.memfd_create("fusevol-rings", os.MFD_CLOEXEC))
+
+    @classmethod
+    def resume(cls, fs: FileSystem, options: Options, memory: Memory, device: int, rings: int) -> Self:
+        """Go on where another server has ended. *device* is the connection's descriptor.
+
+        Raises :class:`UnavailableError` if that server had not yet agreed on anything with the kernel.
+        """
+        minor, flags, max_write = memory.agreement()
+        if not max_write:
+            raise UnavailableError(f"The mount at {options.mountpoint} was never ready: mount the volume anew.")
+        connection = Connection.resume(device, options.mountpoint, Agreement(minor, flags), max_write)
+        session = cls(fs, connection, options, memory, rings)
+        session._resumed = True
+        return session
 
     def __repr__(self) -> str:
-        return f"<Session {self._connection} {self._reader}>"
+        return f"<Session {self._connection} {self._reader} {self._rings}>"
+
+    def left(self) -> tuple[int, int] | None:
+        """The descriptors of /dev/fuse and of the rings' buffers by which another process can go on; if it can."""
+        return (self._connection.fd, self._ring_memory) if self.survives else None
 
     def describe(self) -> dict[str, object]:
         """What is in use, for a status."""
+        rings = self._rings
         return {
-            "io_uring": self._rings is not None,
-            "under_way": self._reader.under_way + (self._rings.under_way if self._rings is not None else 0),
-            "threads": self._reader.threads + (self._rings.threads if self._rings is not None else 0),
+            "io_uring": rings is not None,
+            "under_way": self._reader.under_way + (rings.under_way if rings is not None else 0),
+            "threads": self._reader.threads + (rings.threads if rings is not None else 0),
             "threads_peak": self._reader.peak,
             "protocol": f"{p.MAJOR}.{self._connection.agreed.minor}",
             "features": self._connection.agreed.names(),
             "backing_ids": len(self._passthrough) if self._passthrough is not None else 0,
+            "survives": self.survives,
         }
 
     def serve(self, ready: Callable[[], None]) -> bool:
@@ -138,6 +196,9 @@ class Session:
         self._reader.begin()
         if self._rings is not None:
             self._rings.begin()
+        if self._resumed:
+            with contextlib.suppress(OSError):  # the mount is gone: the reader finds out
+                self._connection.notify(Notify.RESEND)
         ready()
         if not self._reader.wait():
             return False

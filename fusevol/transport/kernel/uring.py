@@ -17,7 +17,6 @@ FORGET and INTERRUPT still come through /dev/fuse, which one thread reads.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import logging
 import mmap
@@ -31,6 +30,8 @@ from typing import Final
 from fusevol.transport.kernel import protocol as p
 from fusevol.transport.kernel.connection import Connection
 from fusevol.transport.kernel.operations import Operations
+from fusevol.transport.kernel.region import Region
+from fusevol.transport.kernel.replay import WITHOUT_TRACE, Replay
 from fusevol.transport.kernel.ring import Ring
 
 log = logging.getLogger(__name__)
@@ -46,12 +47,24 @@ _STATE_IN: Final = Struct("=8xQI")  # flags commit_id payload_sz
 _PAYLOAD_SIZE: Final = Struct("=I")
 _PAYLOAD_SIZE_AT: Final = _STATE + 16
 _HEADER_SIZE: Final = 288
+_STATE_END: Final = _HEADER_SIZE
 _IOVECS: Final = 512
 """Where the iovecs are, in the same page behind the header."""
 _IOVEC: Final = Struct("=QQQQ")
 _PAGE: Final = mmap.PAGESIZE
 _SLOTS: Final = 512
 """Entries of all queues, at the most."""
+_WORD: Final = Struct("=Q")
+_ANSWERED_AT: Final = 1024
+"""The last request of the entry whose answer is in its buffers (a commit id)."""
+_SAVED_AT: Final = 1032
+"""The last request of which there is a copy, since its answer is written over it."""
+_QUEUE_AT: Final = 1040
+"""The entry's queue, plus one."""
+_COPY_AT: Final = 1088
+_COPY_REST_AT: Final = 1536
+_COPY_REST: Final = 2048
+"""Bytes of the payload that are copied. Longer ones are data, whose answers are a few bytes."""
 _TICK: Final = 0.004
 """Seconds that an operation may take before another thread stands by for its queue."""
 _QUIET_TICKS: Final = 5
@@ -72,35 +85,61 @@ def enabled() -> bool:
         return False
 
 
+def entry_size(max_write: int) -> int:
+    """Bytes of an entry's payload buffer (fuse_uring_create in fs/fuse/dev_uring.c wants no less)."""
+    return max(max_write, 2 * _PAGE) + _PAGE
+
+
 class _Slot:
     """One entry: its thread, its buffers."""
 
     __slots__ = ("address", "argument", "busy", "header", "payload", "queue", "thread")
 
-    def __init__(self, memory: mmap.mmap, base: int, index: int, size: int, queue: int) -> None:
+    def __init__(self, region: Region, index: int, size: int, queue: int | None) -> None:
         start = index * (_PAGE + size)
-        view = memoryview(memory)
-        self.address = base + start
-        self.header = view[start : start + _PAGE]
-        self.payload = view[start + _PAGE : start + _PAGE + size]
+        self.address = region.address + start
+        self.header = region.view[start : start + _PAGE]
+        self.payload = region.view[start + _PAGE : start + _PAGE + size]
+        if queue is None:
+            queue = _WORD.unpack_from(self.header, _QUEUE_AT)[0] - 1
+        _WORD.pack_into(self.header, _QUEUE_AT, queue + 1)
         self.queue = queue
         self.busy = 0.0
         """When the operation that it carries out began; 0 if there is none."""
         self.thread: threading.Thread | None = None
         _IOVEC.pack_into(self.header, _IOVECS, self.address, _HEADER_SIZE, self.address + _PAGE, size)
 
+    def save(self, commit: int) -> None:
+        """Copy what the answer will be written over, so that the request can be carried out again."""
+        header = self.header
+        header[_COPY_AT : _COPY_AT + _STATE_END] = header[:_STATE_END]
+        size = min(_STATE_IN.unpack_from(header, _STATE)[1], _COPY_REST)
+        header[_COPY_REST_AT : _COPY_REST_AT + size] = self.payload[:size]
+        _WORD.pack_into(header, _SAVED_AT, commit)
+
+    def restore(self, commit: int) -> None:
+        """The request as it came, where an answer may have been half written over it."""
+        header = self.header
+        if _WORD.unpack_from(header, _SAVED_AT)[0] != commit:
+            return  # it was not begun
+        header[:_STATE_END] = header[_COPY_AT : _COPY_AT + _STATE_END]
+        size = min(_STATE_IN.unpack_from(header, _STATE)[1], _COPY_REST)
+        self.payload[:size] = header[_COPY_REST_AT : _COPY_REST_AT + size]
+
 
 class Rings:
     """The threads that carry out what comes over io_uring."""
 
-    def __init__(self, connection: Connection, operations: Operations, mountpoint: str) -> None:
+    def __init__(
+        self, connection: Connection, operations: Operations, replay: Replay | None, rings: int, mountpoint: str
+    ) -> None:
         self._connection = connection
         self._mountpoint = mountpoint
         self._operations = operations
+        self._replay = replay
         self._queues = queues()
-        self._size = max(connection.max_write, 2 * _PAGE) + _PAGE
-        self._memory = mmap.mmap(-1, _SLOTS * (_PAGE + self._size), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        self._base = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
+        self._size = entry_size(connection.max_write)
+        self._region = Region(rings, _SLOTS * (_PAGE + self._size))
         self._slots: list[_Slot] = []
         self._lock = threading.Lock()
         self._registered = threading.Semaphore(0)
@@ -119,17 +158,32 @@ class Rings:
         return len(self._slots)
 
     def begin(self, seconds: float = 10.0) -> None:
-        """Register an entry for every queue; requests come from then on. Raises ``OSError``."""
+        """Register an entry for every queue, or those of an earlier server; requests come from then on.
+
+        Raises ``OSError``.
+        """
+        found = self._left_behind()
+        for index in range(found):
+            self._start(_Slot(self._region, index, self._size, None))
         each = 2 if self._queues <= 8 else 1
-        for queue in range(self._queues):
-            for _ in range(each):
-                self._add(queue)
+        if not found:
+            for queue in range(self._queues):
+                for _ in range(each):
+                    self._add(queue)
         for _ in range(len(self._slots)):
             if not self._registered.acquire(timeout=seconds):
                 raise OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
         if self._failed is not None:
             raise self._failed
         threading.Thread(target=self._watch, name="ring-watchdog", daemon=True).start()
+
+    def _left_behind(self) -> int:
+        """How many entries an earlier server had."""
+        step = _PAGE + self._size
+        for index in range(_SLOTS):
+            if not _WORD.unpack_from(self._region.view, index * step + _QUEUE_AT)[0]:
+                return index
+        return _SLOTS
 
     @property
     def under_way(self) -> int:
@@ -148,12 +202,13 @@ class Rings:
 
     def _add(self, queue: int) -> None:
         with self._lock:
-            if len(self._slots) >= _SLOTS:
-                return
-            slot = _Slot(self._memory, self._base, len(self._slots), self._size, queue)
-            name = f"ring-{queue}.{len(self._slots)}"
-            slot.thread = threading.Thread(target=self._run, args=(slot,), name=name, daemon=True)
-            self._slots.append(slot)
+            if len(self._slots) < _SLOTS:
+                self._start(_Slot(self._region, len(self._slots), self._size, queue))
+
+    def _start(self, slot: _Slot) -> None:
+        name = f"ring-{slot.queue}.{len(self._slots)}"
+        slot.thread = threading.Thread(target=self._run, args=(slot,), name=name, daemon=True)
+        self._slots.append(slot)
         slot.thread.start()
 
     def _run(self, slot: _Slot) -> None:
@@ -167,51 +222,81 @@ class Rings:
             self._registered.release()
             return
         try:
-            ring.push(self._connection.fd, _REGISTER, slot.address + _IOVECS, 0, slot.queue)
-            ring.enter(1, wait=False)
-            result = ring.completed()
-            if result is not None:  # it completes at once only when it is refused
-                self._failed = OSError(-result, os.strerror(-result))
-            self._registered.release()
-            if result is None:
-                self._serve(slot, ring)
+            self._take_up(slot, ring)
         except Exception:
             log.exception("a ring thread of queue %d ended", slot.queue)
         finally:
             ring.close()
 
-    def _serve(self, slot: _Slot, ring: Ring) -> None:
-        fd, iovecs, queue, header, payload = (
-            self._connection.fd, slot.address + _IOVECS, slot.queue, slot.header, slot.payload,
-        )  # fmt: skip
-        carry_out, unpack, state = self._operations.carry_out, p.IN_HEADER.unpack_from, _STATE_IN.unpack_from
+    def _take_up(self, slot: _Slot, ring: Ring) -> None:
+        """Register the entry, or answer the request that an earlier server left in it; then serve."""
+        fd, iovecs, queue = self._connection.fd, slot.address + _IOVECS, slot.queue
+        commit = _STATE_IN.unpack_from(slot.header, _STATE)[0]
+        result: int | None = -errno.ENOENT
+        if commit:
+            if commit != _WORD.unpack_from(slot.header, _ANSWERED_AT)[0]:
+                slot.restore(commit)
+                self._carry_out(slot, commit, again=True)
+            # the answer is there; whether the kernel has it already is not known, but the kernel knows
+            ring.push(fd, _COMMIT_AND_FETCH, iovecs, commit, queue)
+            ring.enter(1, wait=False)
+            result = ring.completed()
+        if result is not None and result < 0:
+            ring.push(fd, _REGISTER, iovecs, 0, queue)
+            ring.enter(1, wait=False)
+            result = ring.completed()
+        if result is not None and result < 0:  # it completes at once only when it is refused
+            self._failed = OSError(-result, os.strerror(-result))
+        self._registered.release()
+        if result is None or result >= 0:
+            self._serve(slot, ring, result)
+
+    def _serve(self, slot: _Slot, ring: Ring, result: int | None) -> None:
+        fd, iovecs, queue, header = self._connection.fd, slot.address + _IOVECS, slot.queue, slot.header
+        state, carry_out = _STATE_IN.unpack_from, self._carry_out
         pending = 0
         while not self._closing:
-            try:
-                ring.enter(pending, wait=True)
-            except OSError as e:
-                if e.errno == errno.EINTR:
-                    continue
-                raise
-            pending = 0
-            result = ring.completed()
             if result is None:
-                continue
+                try:
+                    ring.enter(pending, wait=True)
+                except OSError as e:
+                    if e.errno == errno.EINTR:
+                        continue
+                    raise
+                pending = 0
+                result = ring.completed()
+                if result is None:
+                    continue
             if result < 0:
                 if result not in _ENDED:
                     log.warning("an entry of queue %d failed: %s", queue, os.strerror(-result))
                 return
-            _size, op, unique, node, uid, gid, pid, _extensions = unpack(header)
-            commit, rest = state(header, _STATE)
+            result = None
+            commit = state(header, _STATE)[0]
+            slot.save(commit)
             slot.busy = monotonic()
             if not self._armed:
                 self._armed = True
                 self._alarm.release()
-            found = carry_out(op, node, header, _OPERATION, payload[:rest], (uid, gid, pid))
-            self._put(slot, unique, found)
+            carry_out(slot, commit)
             slot.busy = 0.0
             ring.push(fd, _COMMIT_AND_FETCH, iovecs, commit, queue)
             pending = 1
+
+    def _carry_out(self, slot: _Slot, commit: int, *, again: bool = False) -> None:
+        """Carry the request in the entry out, and put the answer in its place."""
+        header, replay = slot.header, self._replay
+        _size, op, unique, node, uid, gid, pid, _extensions = p.IN_HEADER.unpack_from(header)
+        ids = (uid, gid, pid)
+        rest = slot.payload[: _STATE_IN.unpack_from(header, _STATE)[1]]
+        if again and replay is not None:
+            found = replay.again(unique, op, node, header, _OPERATION, rest, ids)
+        elif op in WITHOUT_TRACE and replay is not None:
+            found = replay.first_time(unique, op, node, header, _OPERATION, rest, ids)
+        else:
+            found = self._operations.carry_out(op, node, header, _OPERATION, rest, ids)
+        self._put(slot, unique, found)
+        _WORD.pack_into(header, _ANSWERED_AT, commit)
 
     @staticmethod
     def _put(slot: _Slot, unique: int, found: bytes | int | None) -> None:

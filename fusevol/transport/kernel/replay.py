@@ -1,0 +1,125 @@
+"""Requests that a killed server may have carried out already, carried out again.
+
+The kernel delivers a request again that was not answered; what the server had done of it is not known. Most requests
+may be done twice. Those that may not are recognised by what they find:
+
+* A name that is to be removed or renamed is gone, a name that is to be made exists. The kernel holds the lock of the
+  directory while it asks, and has looked the name up before: in a volume that only this mount changes nobody else can
+  have done it. (In a volume that others change too, they may have: the answer is then "done", which it is.)
+* Two operations leave no such trace: exchanging two names, and moving a file's content by fallocate. Before these, what
+  is found is written down as an *intent*, by the request's number.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from typing import Any, Final, Protocol
+
+from fusevol.fs import FileSystem
+from fusevol.fs._libc import FALLOC_FL_COLLAPSE_RANGE, FALLOC_FL_INSERT_RANGE, RENAME_EXCHANGE
+from fusevol.transport.kernel import protocol as p
+from fusevol.transport.kernel.operations import Answer, Operations
+from fusevol.transport.kernel.protocol import Op
+
+_MOVES: Final = FALLOC_FL_COLLAPSE_RANGE | FALLOC_FL_INSERT_RANGE
+WITHOUT_TRACE: Final = frozenset({Op.RENAME2, Op.FALLOCATE})
+_MAKE: Final = frozenset({Op.MKNOD, Op.MKDIR, Op.SYMLINK, Op.LINK})
+_REMOVE: Final = frozenset({Op.UNLINK, Op.RMDIR})
+_O_EXCL: Final = 0o200
+
+
+class Intents(Protocol):
+    """Where intents are written down."""
+
+    def intend(self, request: int, first: int, second: int) -> int:
+        """Remember two numbers for a request; returns where."""
+
+    def intended(self, request: int) -> tuple[int, int, int] | None:
+        """Where, and the two numbers."""
+
+    def drop_intent(self, where: int) -> None:
+        """The request is answered."""
+
+
+class Replay:
+    """Carries requests out so that doing it twice is doing it once."""
+
+    def __init__(self, fs: FileSystem, operations: Operations, intents: Intents) -> None:
+        self._fs = fs
+        self._operations = operations
+        self._intents = intents
+
+    def first_time(self, unique: int, op: int, node: int, argument: Any, at: int, rest: memoryview, ids: Any) -> Answer:
+        """A request of :data:`WITHOUT_TRACE`: what it finds is written down first."""
+        before = self._before(op, node, argument, at, rest)
+        if before is None:
+            return self._operations.carry_out(op, node, argument, at, rest, ids)
+        where = self._intents.intend(unique, *before)
+        found = self._operations.carry_out(op, node, argument, at, rest, ids)
+        self._intents.drop_intent(where)
+        return found
+
+    def again(self, unique: int, op: int, node: int, argument: Any, at: int, rest: memoryview, ids: Any) -> Answer:
+        """A request that is delivered again."""
+        if op in WITHOUT_TRACE:
+            intent = self._intents.intended(unique & ~p.RESENT)
+            if intent is not None:
+                where, *before = intent
+                done = self._before(op, node, argument, at, rest) != tuple(before)
+                self._intents.drop_intent(where)
+                if done:
+                    return b""
+        if op == Op.CREATE:
+            argument, at = bytearray(argument[at : at + p.CREATE_IN.size]), 0
+            flags, *others = p.CREATE_IN.unpack(argument)
+            p.CREATE_IN.pack_into(argument, 0, flags & ~_O_EXCL, *others)
+        found = self._operations.carry_out(op, node, argument, at, rest, ids)
+        if (found == errno.ENOENT and op in _REMOVE) or (found == errno.EBADF and op in {Op.RELEASE, Op.RELEASEDIR}):
+            return b""
+        if found == errno.ENODATA and op == Op.REMOVEXATTR:
+            return b""
+        if found == errno.EEXIST and op == Op.SETXATTR:
+            return self._same_value(node, argument, at, rest)
+        if found == errno.EEXIST and op in _MAKE:
+            return self._operations.carry_out(Op.LOOKUP, node, b"", 0, rest, ids)
+        if found == errno.ENOENT and op in {Op.RENAME, Op.RENAME2}:
+            return self._was_renamed(op, argument, at, rest)
+        return found
+
+    def _before(self, op: int, node: int, argument: Any, at: int, rest: memoryview) -> tuple[int, int] | None:
+        """What a request of :data:`WITHOUT_TRACE` finds; ``None`` if it may be done twice, or can't be done."""
+
+        def exchange() -> tuple[int, int] | None:
+            parent, flags = p.RENAME2_IN.unpack_from(argument, at)
+            if not flags & RENAME_EXCHANGE:
+                return None
+            old, new = p.names(rest, 2)
+            return self._fs.inode(node, old), self._fs.inode(parent, new)
+
+        def move() -> tuple[int, int] | None:
+            fh, _offset, _length, mode = p.FALLOCATE_IN.unpack_from(argument, at)
+            return (self._fs.getattr(node, fh).st_size, 0) if mode & _MOVES else None
+
+        find: Callable[[], tuple[int, int] | None] = exchange if op == Op.RENAME2 else move
+        try:
+            return find()
+        except OSError:
+            return None
+
+    def _was_renamed(self, op: int, argument: Any, at: int, rest: memoryview) -> Answer:
+        parent = (p.RENAME_IN if op == Op.RENAME else p.RENAME2_IN).unpack_from(argument, at)[0]
+        try:
+            self._fs.inode(parent, p.names(rest, 2)[1])
+        except OSError:
+            return errno.ENOENT
+        return b""
+
+    def _same_value(self, node: int, argument: Any, at: int, rest: memoryview) -> Answer:
+        size = p.GETXATTR_IN.unpack_from(argument, at)[0]
+        name = p.names(rest, 1)[0]
+        try:
+            found = self._fs.getxattr(node, name)
+        except OSError as e:
+            return e.errno or errno.EIO
+        return b"" if found == bytes(rest[len(name) + 1 :])[:size] else errno.EEXIST
