@@ -49,9 +49,7 @@ def faults(workdir: Path) -> Iterator[Faults]:
 @pytest.fixture(params=["kernel", "pyfuse3"])
 def faulty(request: pytest.FixtureRequest, faults: Faults, volume_server: StartServer) -> VolumeServer:
     """A volume whose kernel caches nothing and passes nothing by, so that every system call reaches the server."""
-    return volume_server(
-        module="tests.support.faulty_server", cache="none", quota="ledger", transport=request.param
-    )
+    return volume_server(module="tests.support.faulty_server", cache="none", quota="ledger", transport=request.param)
 
 
 def _calls(root: Path) -> dict[str, Callable[[], object]]:

@@ -42,6 +42,8 @@ SLOW: Final = frozenset({
     Op.FSYNC, Op.FSYNCDIR, Op.FALLOCATE, Op.COPY_FILE_RANGE, Op.COPY_FILE_RANGE_64, Op.SYNCFS, Op.RELEASE,
 })  # fmt: skip
 """Operations that wait for a disk or move much data: others should not wait for them."""
+_ERRNO_END: Final = 512
+"""Errors from here on are the kernel's own, which it takes from no server (fuse_dev_do_write in fs/fuse/dev.c)."""
 _NANO: Final = 1_000_000_000
 _READ_MOST: Final = 1 << 20
 
@@ -98,8 +100,9 @@ class Operations:
         try:
             return handler(node, unpack(argument, at), rest, ids)
         except OSError as e:
-            return e.errno or errno.EIO
-        except StructError:
+            number = e.errno or errno.EIO
+            return number if number < _ERRNO_END else errno.EIO
+        except (StructError, OverflowError):  # the latter: an offset or flags that no system call takes
             return errno.EINVAL
         except Exception as e:  # noqa: BLE001  # a bug costs one request, not the mount
             self._bug(_METHODS[Op(op)], e)
@@ -147,7 +150,8 @@ class Operations:
 
     @handles(Op.BATCH_FORGET, p.BATCH_FORGET_IN)
     def batch_forget(self, _node: int, fields: tuple[int], rest: memoryview, _ids: Any) -> None:
-        for node, count in p.FORGET_ONE.iter_unpack(rest[: fields[0] * p.FORGET_ONE.size]):
+        size = p.FORGET_ONE.size
+        for node, count in p.FORGET_ONE.iter_unpack(rest[: min(fields[0], len(rest) // size) * size]):
             self._forget(node, count)
 
     def _forget(self, node: int, count: int) -> None:
@@ -384,6 +388,8 @@ class Operations:
                 except FileNotFoundError:
                     room += size
                     continue  # removed meanwhile
+                except OSError:
+                    pass  # an inode that cannot be read is no reason to fail the listing: whoever asks for it is told
             page += entry + p.DIRENT.pack(ino, after, len(name), kind) + name.ljust(size - 152, b"\0")
         return bytes(page)
 
