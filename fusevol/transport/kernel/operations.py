@@ -18,14 +18,13 @@ import errno
 import logging
 import os
 import stat
-import time
 from collections.abc import Callable
 from struct import Struct
 from struct import error as StructError  # noqa: N812  # an exception's name
 from typing import Any, Final
 
 from fusevol.fs import FileSystem
-from fusevol.fs.types import Caller, Entry, SetAttr
+from fusevol.fs.types import NOW, Caller, Entry, SetAttr
 from fusevol.transport.kernel import protocol as p
 from fusevol.transport.kernel.passthrough import Passthrough
 from fusevol.transport.kernel.protocol import Op
@@ -221,17 +220,13 @@ class Operations:
     @handles(Op.SETATTR, p.SETATTR_IN)
     def setattr(self, node: int, fields: tuple[int, ...], _rest: memoryview, _ids: Any) -> bytes:
         valid, fh, size, _owner, atime, mtime, _ctime, atime_ns, mtime_ns, _ctime_ns, mode, uid, gid = fields
-        now = 0
-        if valid & (p.FATTR_ATIME_NOW | p.FATTR_MTIME_NOW):
-            # the time that the kernel filled in is as good, but older
-            now = time.time_ns()
         change = SetAttr(
             mode=mode if valid & p.FATTR_MODE else None,
             uid=uid if valid & p.FATTR_UID else None,
             gid=gid if valid & p.FATTR_GID else None,
             size=size if valid & p.FATTR_SIZE else None,
-            atime_ns=_time(valid, p.FATTR_ATIME, p.FATTR_ATIME_NOW, now, atime * _NANO + atime_ns),
-            mtime_ns=_time(valid, p.FATTR_MTIME, p.FATTR_MTIME_NOW, now, mtime * _NANO + mtime_ns),
+            atime_ns=_time(valid, p.FATTR_ATIME, p.FATTR_ATIME_NOW, atime * _NANO + atime_ns),
+            mtime_ns=_time(valid, p.FATTR_MTIME, p.FATTR_MTIME_NOW, mtime * _NANO + mtime_ns),
             kill=bool(valid & p.FATTR_KILL_SUIDGID),
         )
         return self._attr(self._fs.setattr(node, change, fh if valid & p.FATTR_FH else None))
@@ -424,7 +419,7 @@ def _sized(value: bytes, room: int) -> bytes:
     return value
 
 
-def _time(valid: int, given: int, is_now: int, now: int, value: int) -> int | None:
+def _time(valid: int, given: int, is_now: int, value: int) -> int | None:
     if not valid & given:
         return None
-    return now if valid & is_now else value
+    return NOW if valid & is_now else value
