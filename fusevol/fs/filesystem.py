@@ -105,8 +105,8 @@ class FileSystem(Names):
             if change.size is not None:
                 file = self._files.get(fh) if fh is not None else None
                 self._truncate(found, fd, file if file is not None and file.writable else None, change.size)
-                if change.kill:
-                    self._clear_privileges(found, fd)
+            if change.kill:
+                self._clear_privileges(found, fd)
             if change.uid is not None or change.gid is not None:
                 # before the mode: it clears setuid and setgid bits, which the mode may set again
                 uid = -1 if change.uid is None else change.uid
@@ -129,11 +129,13 @@ class FileSystem(Names):
             os.chmod(_FD % fd, mode)
 
     def _clear_privileges(self, node: Node, fd: int) -> None:
-        """Clear what file_remove_privs() in the kernel's fs/inode.c clears."""
+        """Clear setuid and setgid bits.
+
+        Also the setgid bit of a file that its group cannot execute, which file_remove_privs() in fs/inode.c keeps if a
+        member of the group writes: who is one is not known here, and a stranger's write must clear it.
+        """
         mode = os.fstat(fd).st_mode
-        kept = mode & ~stat.S_ISUID
-        if mode & stat.S_IXGRP:
-            kept &= ~stat.S_ISGID
+        kept = mode & ~(stat.S_ISUID | stat.S_ISGID)
         if kept != mode:
             self._chmod(node, fd, stat.S_IMODE(kept))
 

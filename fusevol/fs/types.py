@@ -59,7 +59,7 @@ class SetAttr(NamedTuple):
     atime_ns: int | None = None
     mtime_ns: int | None = None
     kill: bool = False
-    """Whether a change of size clears setuid and setgid bits (FATTR_KILL_SUIDGID in ``linux/fuse.h``)."""
+    """Whether setuid and setgid bits are cleared (FATTR_KILL_SUIDGID in ``linux/fuse.h``)."""
 
 
 NOW: Final = 1 << 100

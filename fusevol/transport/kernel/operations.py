@@ -45,6 +45,9 @@ _ERRNO_END: Final = 512
 """Errors from here on are the kernel's own, which it takes from no server (fuse_dev_do_write in fs/fuse/dev.c)."""
 _NANO: Final = 1_000_000_000
 _READ_MOST: Final = 1 << 20
+_CHANGES: Final = (
+    p.FATTR_MODE | p.FATTR_UID | p.FATTR_GID | p.FATTR_SIZE | p.FATTR_ATIME | p.FATTR_MTIME | p.FATTR_CTIME
+)
 
 
 def handles(op: Op, layout: Struct = p.EMPTY) -> Callable[[Handler], Handler]:
@@ -127,8 +130,7 @@ class Operations:
     def _opened(self, node: int, fh: int, flags: int) -> bytes:
         if self._passthrough is None:
             return p.OPEN_OUT.pack(fh, self._keep, 0)
-        writable = flags & os.O_ACCMODE != os.O_RDONLY
-        how, backing = self._passthrough.opened(node, self._fs.descriptor(fh), writable=writable)
+        how, backing = self._passthrough.opened(node, self._fs.descriptor(fh))
         return p.OPEN_OUT.pack(fh, how or self._keep, backing)
 
     # -- names --------------------------------------------------------------------------------------------------------
@@ -220,6 +222,7 @@ class Operations:
     @handles(Op.SETATTR, p.SETATTR_IN)
     def setattr(self, node: int, fields: tuple[int, ...], _rest: memoryview, _ids: Any) -> bytes:
         valid, fh, size, _owner, atime, mtime, _ctime, atime_ns, mtime_ns, _ctime_ns, mode, uid, gid = fields
+        kill_size = p.FATTR_KILL_SUIDGID | p.FATTR_SIZE
         change = SetAttr(
             mode=mode if valid & p.FATTR_MODE else None,
             uid=uid if valid & p.FATTR_UID else None,
@@ -227,7 +230,9 @@ class Operations:
             size=size if valid & p.FATTR_SIZE else None,
             atime_ns=_time(valid, p.FATTR_ATIME, p.FATTR_ATIME_NOW, atime * _NANO + atime_ns),
             mtime_ns=_time(valid, p.FATTR_MTIME, p.FATTR_MTIME_NOW, mtime * _NANO + mtime_ns),
-            kill=bool(valid & p.FATTR_KILL_SUIDGID),
+            # nothing to change: file_remove_privs() for a write by passthrough, a copy or an allocation (fs/inode.c),
+            # of which the kernel leaves out what HANDLE_KILLPRIV_V2 makes ours. A new owner: the backing store does it
+            kill=not valid & _CHANGES or valid & kill_size == kill_size,
         )
         return self._attr(self._fs.setattr(node, change, fh if valid & p.FATTR_FH else None))
 

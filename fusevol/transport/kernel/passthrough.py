@@ -4,8 +4,8 @@ A backing id belongs to the connection and to an inode: all opens of one inode u
 them is open, and none of them may go through the page cache of the mount meanwhile (fs/fuse/iomode.c). So the id is
 counted per node. The kernel opens the backing file anew, with the flags of each opener and the rights of this process.
 
-A write by passthrough does not come by here, so nothing can clear setuid and setgid bits for it. A file that has such
-bits is opened with FOPEN_DIRECT_IO beside FOPEN_PASSTHROUGH: reads and writes come to the server, only mmap does not.
+A write by passthrough does not come by here, but before one to a file with setuid or setgid bits the kernel sends a
+SETATTR that changes nothing (``Operations.setattr``), which clears them as the writer's rights demand.
 """
 
 from __future__ import annotations
@@ -13,8 +13,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import logging
-import os
-import stat
 import threading
 
 from fusevol.transport.kernel.protocol import (
@@ -22,7 +20,6 @@ from fusevol.transport.kernel.protocol import (
     BACKING_MAP,
     DEV_IOC_BACKING_CLOSE,
     DEV_IOC_BACKING_OPEN,
-    FOPEN_DIRECT_IO,
     FOPEN_NOFLUSH,
     FOPEN_PASSTHROUGH,
 )
@@ -44,7 +41,7 @@ class Passthrough:
     def __len__(self) -> int:
         return len(self._ids)
 
-    def opened(self, node: int, fd: int, *, writable: bool) -> tuple[int, int]:
+    def opened(self, node: int, fd: int) -> tuple[int, int]:
         """One more open of *node*, whose backing file is *fd*: FOPEN_* flags and backing id for the answer.
 
         Flags and id 0 where the kernel refuses: the file is then read and written through the server.
@@ -56,10 +53,7 @@ class Passthrough:
             entry[1] += 1
         if not entry[0]:
             return 0, 0
-        flags = FOPEN_PASSTHROUGH | FOPEN_NOFLUSH
-        if writable and os.fstat(fd).st_mode & (stat.S_ISUID | stat.S_ISGID):
-            flags |= FOPEN_DIRECT_IO
-        return flags, entry[0]
+        return FOPEN_PASSTHROUGH | FOPEN_NOFLUSH, entry[0]
 
     def closed(self, node: int) -> None:
         """The end of one open."""
