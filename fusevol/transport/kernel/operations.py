@@ -45,6 +45,10 @@ _ERRNO_END: Final = 512
 """Errors from here on are the kernel's own, which it takes from no server (fuse_dev_do_write in fs/fuse/dev.c)."""
 _NANO: Final = 1_000_000_000
 _READ_MOST: Final = 1 << 20
+_MAPPED: Final = 1
+"""Seconds for which attributes of a file are trusted that passthrough may have mapped: a write to the mapping changes
+the times in the backing store, of which the kernel's FUSE code hears nothing, even after the file was closed. Less is
+not worth it: databases ask for the size of their files all the time."""
 _CHANGES: Final = (
     p.FATTR_MODE | p.FATTR_UID | p.FATTR_GID | p.FATTR_SIZE | p.FATTR_ATIME | p.FATTR_MTIME | p.FATTR_CTIME
 )
@@ -70,6 +74,9 @@ class Operations:
         policy = fs.cache
         self._entry_s, self._entry_ns = p.seconds(policy.entry)
         self._attr_s, self._attr_ns = p.seconds(policy.attr)
+        self._mapped_for = min((self._attr_s, self._attr_ns), (_MAPPED, 0))
+        self.mapped: set[int] = set()
+        """Nodes that may be mapped and written past the server, and past the kernel's notice, once opened."""
         self._keep = p.FOPEN_KEEP_CACHE if policy.keep_pages else 0
         self._listing = self._keep | p.FOPEN_CACHE_DIR if policy.keep_pages else 0
         self._absent: bytes | None = None
@@ -119,17 +126,25 @@ class Operations:
 
     # -- answers ------------------------------------------------------------------------------------------------------
 
+    def _trust(self, node: int) -> tuple[int, int]:
+        """How long the attributes of *node* may be trusted: seconds and nanoseconds."""
+        return self._mapped_for if node in self.mapped else (self._attr_s, self._attr_ns)
+
     def _entry(self, entry: Entry) -> bytes:
+        attr_s, attr_ns = self._trust(entry.node)
         return p.ENTRY_OUT.pack(
-            entry.node, entry.generation, self._entry_s, self._attr_s, self._entry_ns, self._attr_ns
+            entry.node, entry.generation, self._entry_s, attr_s, self._entry_ns, attr_ns
         ) + p.pack_attr(entry.attr)
 
-    def _attr(self, st: os.stat_result) -> bytes:
-        return p.ATTR_OUT.pack(self._attr_s, self._attr_ns) + p.pack_attr(st)
+    def _attr(self, node: int, st: os.stat_result) -> bytes:
+        return p.ATTR_OUT.pack(*self._trust(node)) + p.pack_attr(st)
 
     def _opened(self, node: int, fh: int, flags: int) -> bytes:
         if self._passthrough is None:
             return p.OPEN_OUT.pack(fh, self._keep, 0)
+        if flags & os.O_ACCMODE == os.O_RDWR and node not in self.mapped:
+            self.mapped.add(node)
+            self._passthrough.forget_attributes(node)
         how, backing = self._passthrough.opened(node, self._fs.descriptor(fh))
         return p.OPEN_OUT.pack(fh, how or self._keep, backing)
 
@@ -156,6 +171,7 @@ class Operations:
             self._forget(node, count)
 
     def _forget(self, node: int, count: int) -> None:
+        self.mapped.discard(node)
         try:
             self._fs.forget(node, count)
         except Exception as e:  # noqa: BLE001  # nobody is waiting for an answer, and the others must be forgotten too
@@ -211,13 +227,13 @@ class Operations:
     @handles(Op.GETATTR, p.GETATTR_IN)
     def getattr(self, node: int, fields: tuple[int, int], _rest: memoryview, _ids: Any) -> bytes:
         flags, fh = fields
-        return self._attr(self._fs.getattr(node, fh if flags & p.GETATTR_FH else None))
+        return self._attr(node, self._fs.getattr(node, fh if flags & p.GETATTR_FH else None))
 
     @handles(Op.STATX, p.STATX_IN)
     def statx(self, node: int, fields: tuple[int, int, int, int], _rest: memoryview, _ids: Any) -> bytes:
         flags, fh, _sx_flags, mask = fields
         found = self._fs.statx(node, fh if flags & p.GETATTR_FH else None, mask)
-        return p.STATX_OUT.pack(self._attr_s, self._attr_ns, 0) + found
+        return p.STATX_OUT.pack(*self._trust(node), 0) + found
 
     @handles(Op.SETATTR, p.SETATTR_IN)
     def setattr(self, node: int, fields: tuple[int, ...], _rest: memoryview, _ids: Any) -> bytes:
@@ -234,7 +250,7 @@ class Operations:
             # of which the kernel leaves out what HANDLE_KILLPRIV_V2 makes ours. A new owner: the backing store does it
             kill=not valid & _CHANGES or valid & kill_size == kill_size,
         )
-        return self._attr(self._fs.setattr(node, change, fh if valid & p.FATTR_FH else None))
+        return self._attr(node, self._fs.setattr(node, change, fh if valid & p.FATTR_FH else None))
 
     @handles(Op.GETXATTR, p.GETXATTR_IN)
     def getxattr(self, node: int, fields: tuple[int], rest: memoryview, _ids: Any) -> bytes:
@@ -284,7 +300,8 @@ class Operations:
         flags, mode, umask, how = fields
         kill = bool(how & p.OPEN_KILL_SUIDGID)
         entry, fh = self._fs.create(node, p.names(rest, 1)[0], mode, flags, Caller(*ids, umask), kill=kill)
-        return self._entry(entry) + self._opened(entry.node, fh, flags)
+        opened = self._opened(entry.node, fh, flags)
+        return self._entry(entry) + opened
 
     @handles(Op.TMPFILE, p.CREATE_IN)
     def tmpfile(
@@ -292,7 +309,8 @@ class Operations:
     ) -> bytes:
         flags, mode, umask, _how = fields
         entry, fh = self._fs.tmpfile(node, mode, flags, Caller(*ids, umask))
-        return self._entry(entry) + self._opened(entry.node, fh, flags)
+        opened = self._opened(entry.node, fh, flags)
+        return self._entry(entry) + opened
 
     @handles(Op.OPEN, p.OPEN_IN)
     def open(self, node: int, fields: tuple[int, int], _rest: memoryview, _ids: Any) -> bytes:

@@ -10,9 +10,11 @@ SETATTR that changes nothing (``Operations.setattr``), which clears them as the 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import logging
+import os
 import threading
 
 from fusevol.transport.kernel.protocol import (
@@ -22,6 +24,9 @@ from fusevol.transport.kernel.protocol import (
     DEV_IOC_BACKING_OPEN,
     FOPEN_NOFLUSH,
     FOPEN_PASSTHROUGH,
+    INVAL_INODE_OUT,
+    OUT_HEADER,
+    Notify,
 )
 
 log = logging.getLogger(__name__)
@@ -67,6 +72,12 @@ class Passthrough:
             del self._ids[node]
             if entry[0]:
                 fcntl.ioctl(self._device, DEV_IOC_BACKING_CLOSE, BACKING_ID.pack(entry[0]))
+
+    def forget_attributes(self, node: int) -> None:
+        """Let the kernel ask for the attributes of *node* again."""
+        head = OUT_HEADER.pack(OUT_HEADER.size + INVAL_INODE_OUT.size, Notify.INVAL_INODE, 0)
+        with contextlib.suppress(OSError):  # ENOENT: the kernel does not know it yet
+            os.write(self._device, head + INVAL_INODE_OUT.pack(node, -1, 0))
 
     def _register(self, fd: int) -> int:
         if self._refused:
