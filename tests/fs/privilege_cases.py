@@ -16,6 +16,7 @@ from pathlib import Path
 
 from tests.fs.linux_cases import BLOCK, UTIME_NOW, UTIME_OMIT, fallocate, link_fd, utimens
 from tests.fs.posix_cases import Refused, case, fails, get, put, root_case, run_as
+from tests.support import eventually
 
 USER_OBJ, USER, GROUP_OBJ, GROUP, MASK, OTHER = 1, 2, 4, 8, 16, 32
 """Tags of linux/posix_acl_xattr.h."""
@@ -178,6 +179,33 @@ def change_of_owner_takes_privileges(d: str) -> None:
     assert (_mode(f"{d}/f"), _mode(f"{d}/sub")) == (0o755, 0o6755)
     with fails(errno.ENODATA):
         os.getxattr(f"{d}/f", "security.capability")
+
+
+@root_case
+def change_of_owner_to_the_same_takes_privileges(d: str) -> None:
+    os.chmod(d, 0o755)
+    found = {}
+    for uid, gid in ((1234, 5678), (1234, -1), (-1, 5678), (-1, -1)):
+        put(f"{d}/f")
+        os.chown(f"{d}/f", 1234, 5678)
+        os.chmod(f"{d}/f", 0o6755)
+        run_as(1234, 5678, lambda uid=uid, gid=gid: os.chown(f"{d}/f", uid, gid))
+        found[uid, gid] = _mode(f"{d}/f")
+        os.unlink(f"{d}/f")
+    assert found == dict.fromkeys(found, 0o755), found
+
+
+@root_case
+def change_of_owner_to_the_same_is_a_change(d: str) -> None:
+    os.chmod(d, 0o6755)
+    before = os.stat(d).st_ctime_ns
+
+    def changed() -> bool:
+        os.chown(d, -1, -1)
+        return os.stat(d).st_ctime_ns > before
+
+    eventually(changed, 5)
+    assert _mode(d) == 0o6755
 
 
 @root_case

@@ -247,7 +247,7 @@ class Operations:
             atime_ns=_time(valid, p.FATTR_ATIME, p.FATTR_ATIME_NOW, atime * _NANO + atime_ns),
             mtime_ns=_time(valid, p.FATTR_MTIME, p.FATTR_MTIME_NOW, mtime * _NANO + mtime_ns),
             # nothing to change: file_remove_privs() for a write by passthrough, a copy or an allocation (fs/inode.c),
-            # of which the kernel leaves out what HANDLE_KILLPRIV_V2 makes ours. A new owner: the backing store does it
+            # of which the kernel leaves out what HANDLE_KILLPRIV_V2 makes ours, or chown(2) of nothing
             kill=not valid & _CHANGES or valid & kill_size == kill_size,
         )
         return self._attr(node, self._fs.setattr(node, change, fh if valid & p.FATTR_FH else None))
