@@ -10,12 +10,16 @@ import os
 import struct
 from typing import Any, Final
 
+from fusevol.fs.types import NOW
+
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 
 AT_EMPTY_PATH: Final = 0x1000
+UTIME_NOW: Final = (1 << 30) - 1
 UTIME_OMIT: Final = (1 << 30) - 2
 RENAME_NOREPLACE: Final = 1
 RENAME_EXCHANGE: Final = 2
+RENAME_WHITEOUT: Final = 4
 FALLOC_FL_KEEP_SIZE: Final = 1
 FALLOC_FL_PUNCH_HOLE: Final = 2
 FALLOC_FL_COLLAPSE_RANGE: Final = 8
@@ -82,13 +86,15 @@ def chown(fd: int, uid: int, gid: int) -> None:
         raise _fail()
 
 
+def _timespec(ns: int | None) -> tuple[int, int]:
+    if ns is None:
+        return 0, UTIME_OMIT
+    return (0, UTIME_NOW) if ns == NOW else divmod(ns, 1_000_000_000)
+
+
 def utime(fd: int, atime_ns: int | None, mtime_ns: int | None) -> None:
-    """Set times in nanoseconds since the epoch; ``None`` leaves one alone. Works on symbolic links."""
-    times = _Times(0, UTIME_OMIT, 0, UTIME_OMIT)
-    if atime_ns is not None:
-        times.atime, times.atime_ns = divmod(atime_ns, 1_000_000_000)
-    if mtime_ns is not None:
-        times.mtime, times.mtime_ns = divmod(mtime_ns, 1_000_000_000)
+    """Set times in nanoseconds since the epoch; ``None`` leaves one alone, NOW is now. Works on symbolic links."""
+    times = _Times(*_timespec(atime_ns), *_timespec(mtime_ns))
     if _utimensat(fd, b"", ctypes.byref(times), AT_EMPTY_PATH) != 0:
         raise _fail()
 

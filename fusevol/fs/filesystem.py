@@ -159,7 +159,7 @@ class FileSystem(Names):
             nodes.unpin(found)
 
     def setattr(self, node: int, change: SetAttr, fh: int | None) -> os.stat_result:
-        """Change what *change* names, and return the attributes then."""
+        """Change what *change* names, and return the attributes then. Nothing is chown(2) of nothing: see there."""
         self._may_write()
         nodes = self._nodes
         found = nodes.get(node)
@@ -168,12 +168,13 @@ class FileSystem(Names):
             if change.size is not None:
                 file = self._files.get(fh) if fh is not None else None
                 self._truncate(found, fd, file if file is not None and file.writable else None, change.size)
-                if change.kill:
-                    self._clear_privileges(found, fd)
-            if change.uid is not None or change.gid is not None:
+            if change.kill:
+                self._clear_privileges(found, fd)
+            if change.uid is not None or change.gid is not None or not any(f is not None for f in change[:-1]):
                 # before the mode: it clears setuid and setgid bits, which the mode may set again
-                uid = -1 if change.uid is None else change.uid
-                _libc.chown(fd, uid, -1 if change.gid is None else change.gid)
+                self._chown(
+                    found, fd, -1 if change.uid is None else change.uid, -1 if change.gid is None else change.gid
+                )
             if change.mode is not None:
                 self._chmod(found, fd, stat.S_IMODE(change.mode))
             if change.atime_ns is not None or change.mtime_ns is not None:
@@ -181,6 +182,13 @@ class FileSystem(Names):
             return os.fstat(fd)
         finally:
             nodes.unpin(found)
+
+    def _chown(self, node: Node, fd: int, uid: int, gid: int) -> None:
+        if self._accounts is None:
+            _libc.chown(fd, uid, gid)
+            return
+        with self._accounts.change([(node, fd)]):  # security.capability may go
+            _libc.chown(fd, uid, gid)
 
     def _chmod(self, node: Node, fd: int, mode: int) -> None:
         if stat.S_ISLNK(os.fstat(fd).st_mode):
@@ -192,12 +200,14 @@ class FileSystem(Names):
             os.chmod(_FD % fd, mode)
 
     def _clear_privileges(self, node: Node, fd: int) -> None:
-        """Clear what file_remove_privs() in the kernel's fs/inode.c clears."""
+        """Clear setuid and setgid bits of a regular file.
+
+        Also the setgid bit of a file that its group cannot execute, which file_remove_privs() in fs/inode.c keeps if a
+        member of the group writes: who is one is not known here, and a stranger's write must clear it.
+        """
         mode = os.fstat(fd).st_mode
-        kept = mode & ~stat.S_ISUID
-        if mode & stat.S_IXGRP:
-            kept &= ~stat.S_ISGID
-        if kept != mode:
+        kept = mode & ~(stat.S_ISUID | stat.S_ISGID)
+        if kept != mode and stat.S_ISREG(mode):
             self._chmod(node, fd, stat.S_IMODE(kept))
 
     def _truncate(self, node: Node, fd: int, file: OpenFile | None, size: int) -> None:

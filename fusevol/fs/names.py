@@ -37,6 +37,10 @@ def check(name: bytes) -> None:
         raise failure(errno.EINVAL)
 
 
+def _is_whiteout(mode: int, rdev: int) -> bool:
+    return stat.S_ISCHR(mode) and rdev == 0
+
+
 class _Raced(Exception):  # noqa: N818  # not an error: the operation begins anew
     """A name was found to lead elsewhere once its directory was locked."""
 
@@ -147,8 +151,11 @@ class Names(ABC):
             raise failure(errno.EEXIST)
 
     def mknod(self, parent: int, name: bytes, mode: int, rdev: int, caller: Caller) -> Entry:
-        """Make a file of any type but directory and symbolic link. Devices where the volume allows them, else EPERM."""
-        if stat.S_IFMT(mode) in {stat.S_IFBLK, stat.S_IFCHR} and not self._devices:
+        """Make a file of any type but directory and symbolic link. Devices where the volume allows them, else EPERM.
+
+        The character device 0 is none: it is how overlayfs marks what was deleted, and anybody may make it (mknod(2)).
+        """
+        if stat.S_IFMT(mode) in {stat.S_IFBLK, stat.S_IFCHR} and not self._devices and not _is_whiteout(mode, rdev):
             raise failure(errno.EPERM)
         return self._make(parent, name, caller, lambda fd: os.mknod(name, mode, rdev, dir_fd=fd))
 
@@ -283,11 +290,11 @@ class Names(ABC):
         return True
 
     def rename(self, parent: int, name: bytes, newparent: int, newname: bytes, flags: int) -> None:
-        """renameat2(2) with RENAME_NOREPLACE or RENAME_EXCHANGE; other flags are EINVAL."""
+        """renameat2(2) with any of its flags."""
         self._may_write()
         check(name)
         check(newname)
-        if flags & ~(_libc.RENAME_NOREPLACE | _libc.RENAME_EXCHANGE):
+        if flags & ~(_libc.RENAME_NOREPLACE | _libc.RENAME_EXCHANGE | _libc.RENAME_WHITEOUT):
             raise failure(errno.EINVAL)
         nodes = self._nodes
         above, newabove = nodes.get(parent), nodes.get(newparent)
@@ -319,9 +326,13 @@ class Names(ABC):
             if self._accounts is None:
                 _libc.rename(up, name, newup, newname, flags)
             else:
-                with self._accounts.change(parts, 0 if over else NAME_COST):
+                left = 1 if flags & _libc.RENAME_WHITEOUT else 0  # a new inode in the old place
+                cost = (0 if over else NAME_COST) + left * INODE_COST
+                with self._accounts.change(parts, cost, left) as change:
                     _require(newup, newname, over[0] if over else None)
                     _libc.rename(up, name, newup, newname, flags)
+                    if left:
+                        change.added(os.stat(name, dir_fd=up, follow_symlinks=False).st_blocks * 512)
             if over is not None and over[0] is moved:
                 return  # two names of one inode: rename(2) does nothing
             if flags & _libc.RENAME_EXCHANGE and over is not None:

@@ -7,7 +7,7 @@ by which the kernel knows the inode is the *node*, carried beside it.
 from __future__ import annotations
 
 import os
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from fusevol.usage import Quota, Usage
 
@@ -15,6 +15,7 @@ __all__ = [
     "CACHE_EXCLUSIVE",
     "CACHE_NONE",
     "CACHE_SHARED",
+    "NOW",
     "ROOT_NODE",
     "CachePolicy",
     "Caller",
@@ -49,7 +50,7 @@ class Entry(NamedTuple):
 
 
 class SetAttr(NamedTuple):
-    """What a SETATTR changes; ``None`` leaves a field alone. Times in nanoseconds since the epoch."""
+    """What a SETATTR changes; ``None`` leaves a field alone. Times in nanoseconds since the epoch, or :data:`NOW`."""
 
     mode: int | None = None
     uid: int | None = None
@@ -58,7 +59,11 @@ class SetAttr(NamedTuple):
     atime_ns: int | None = None
     mtime_ns: int | None = None
     kill: bool = False
-    """Whether a change of size clears setuid and setgid bits (FATTR_KILL_SUIDGID in ``linux/fuse.h``)."""
+    """Whether setuid and setgid bits are cleared (FATTR_KILL_SUIDGID in ``linux/fuse.h``)."""
+
+
+NOW: Final = 1 << 100
+"""The backing filesystem's own idea of the time, which is not quite that of clock_gettime(2)."""
 
 
 class DirEntry(NamedTuple):

@@ -25,6 +25,10 @@ ROOT_CASES: dict[str, Case] = {}
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
+class Refused(Exception):  # noqa: N818  # not an error: the case cannot be told
+    """What the case needs is not to be had here."""
+
+
 def case(function: Case) -> Case:
     """Enter *function* in the table."""
     CASES[function.__name__] = function
@@ -61,7 +65,8 @@ def get(path: str) -> bytes:
         return f.read()
 
 
-def _rename2(old: str, new: str, flags: int) -> None:
+def rename2(old: str, new: str, flags: int) -> None:
+    """renameat2(2)."""
     if _libc.renameat2(-100, old.encode(), -100, new.encode(), flags) != 0:
         raise OSError(ctypes.get_errno(), "renameat2")
 
@@ -295,8 +300,8 @@ def rename_noreplace(d: str) -> None:
     put(f"{d}/a", b"a")
     put(f"{d}/b", b"b")
     with fails(errno.EEXIST):
-        _rename2(f"{d}/a", f"{d}/b", 1)
-    _rename2(f"{d}/a", f"{d}/c", 1)
+        rename2(f"{d}/a", f"{d}/b", 1)
+    rename2(f"{d}/a", f"{d}/c", 1)
     assert get(f"{d}/c") == b"a"
 
 
@@ -305,7 +310,7 @@ def rename_exchange(d: str) -> None:
     put(f"{d}/a", b"a")
     os.mkdir(f"{d}/b")
     put(f"{d}/b/f", b"f")
-    _rename2(f"{d}/a", f"{d}/b", 2)
+    rename2(f"{d}/a", f"{d}/b", 2)
     assert get(f"{d}/b") == b"a"
     assert get(f"{d}/a/f") == b"f"
 
@@ -554,7 +559,7 @@ def concurrent_exclusive_creates_have_one_winner(d: str) -> None:
     assert len(won) == 1
 
 
-def _as(uid: int, gid: int, work: Callable[[], None], groups: list[int] | None = None) -> None:
+def run_as(uid: int, gid: int, work: Callable[[], None], groups: list[int] | None = None) -> None:
     """Run *work* in a child as somebody else; its failure is ours."""
     pid = os.fork()
     if pid == 0:
@@ -581,7 +586,7 @@ def owner_is_the_creator(d: str) -> None:
         os.symlink("x", f"{d}/l")
         os.mkfifo(f"{d}/p")
 
-    _as(1234, 5678, make)
+    run_as(1234, 5678, make)
     for name in "fdlp":
         st = os.lstat(f"{d}/{name}")
         assert (st.st_uid, st.st_gid) == (1234, 5678)
@@ -596,7 +601,7 @@ def setgid_directory_gives_its_group(d: str) -> None:
         put(f"{d}/f")
         os.mkdir(f"{d}/d")
 
-    _as(1234, 5678, make)
+    run_as(1234, 5678, make)
     assert os.stat(f"{d}/f").st_gid == 4321
     assert os.stat(f"{d}/d").st_gid == 4321
     assert os.stat(f"{d}/d").st_mode & stat.S_ISGID
@@ -610,8 +615,8 @@ def setgid_bit_wants_membership(d: str) -> None:
     def make(name: str) -> Callable[[], None]:
         return lambda: os.close(os.open(f"{d}/{name}", os.O_CREAT | os.O_WRONLY, 0o2755))
 
-    _as(1234, 5678, make("other"))
-    _as(1234, 5678, make("member"), [4321])
+    run_as(1234, 5678, make("other"))
+    run_as(1234, 5678, make("member"), [4321])
     assert not os.stat(f"{d}/other").st_mode & stat.S_ISGID
     assert os.stat(f"{d}/member").st_mode & stat.S_ISGID
 
@@ -633,7 +638,7 @@ def permissions_are_checked(d: str) -> None:
             os.chmod(f"{d}/f", 0o777)
 
     os.chmod(d, 0o755)
-    _as(1234, 5678, work)
+    run_as(1234, 5678, work)
 
 
 @root_case
@@ -645,7 +650,7 @@ def sticky_directory(d: str) -> None:
         with fails(errno.EPERM):
             os.unlink(f"{d}/f")
 
-    _as(1234, 5678, work)
+    run_as(1234, 5678, work)
 
 
 @root_case
@@ -662,7 +667,7 @@ def write_by_another_clears_setuid(d: str) -> None:
         os.truncate(f"{d}/truncate", 0)
         put(f"{d}/open")
 
-    _as(1234, 5678, work)
+    run_as(1234, 5678, work)
     for name in ("write", "truncate", "open"):
         assert stat.S_IMODE(os.stat(f"{d}/{name}").st_mode) == 0o777, name
 
@@ -673,7 +678,7 @@ def chown_clears_setuid(d: str) -> None:
     os.chown(f"{d}/f", 1234, 5678)
     os.chmod(f"{d}/f", 0o6755)
     os.chmod(d, 0o755)
-    _as(1234, 5678, lambda: os.chown(f"{d}/f", 1234, 5678))
+    run_as(1234, 5678, lambda: os.chown(f"{d}/f", 1234, 5678))
     assert stat.S_IMODE(os.stat(f"{d}/f").st_mode) == 0o755
 
 

@@ -223,6 +223,22 @@ def test_the_inode_limit(volume: Callable[..., Volume]) -> None:
     assert v.fs.statfs(ROOT_NODE)[5:8] == (3, 0, 0)
 
 
+def test_a_whiteout_is_an_inode(volume: Callable[..., Volume]) -> None:
+    """A rename that leaves a whiteout takes one more inode, which is refused when there is none and given back."""
+    v = volume(inodes=3)
+    v.fs.release(v.create(b"a")[1])
+    v.fs.rename(ROOT_NODE, b"a", ROOT_NODE, b"b", 4)
+    exact, used = v.exact(), v.ledger.usage().used_inodes
+    with pytest.raises(OSError) as full:  # noqa: PT011  # the errno counts
+        v.fs.rename(ROOT_NODE, b"b", ROOT_NODE, b"c", 4)
+    v.fs.unlink(ROOT_NODE, b"a")
+
+    assert (exact, used) == (True, 3)
+    assert full.value.errno == errno.ENOSPC
+    assert v.exact()
+    assert sorted(os.listdir(v.source)) == ["b"]
+
+
 def test_statfs_shows_the_quota(volume: Callable[..., Volume]) -> None:
     """Size is the limit, used is what is used, available what is left."""
     v = volume(8 * MIB, 100)

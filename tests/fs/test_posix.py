@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import StartServer
-from tests.fs.posix_cases import CASES, ROOT_CASES
+from tests.fs import linux_cases, privilege_cases  # noqa: F401  # they enter cases in the table
+from tests.fs.differences import DIFFERENCES
+from tests.fs.posix_cases import CASES, ROOT_CASES, Refused
 from tests.support import transports
 
 ALL = CASES | ROOT_CASES
@@ -44,7 +46,10 @@ def test_bare(name: str, empty: Path) -> None:
     if name in ROOT_CASES and os.geteuid() != 0:
         pytest.skip("needs root: it acts as other users")
 
-    ALL[name](str(empty))
+    try:
+        ALL[name](str(empty))
+    except Refused as e:
+        pytest.skip(str(e))
 
 
 @pytest.mark.root
@@ -52,18 +57,24 @@ def test_bare(name: str, empty: Path) -> None:
 @pytest.mark.parametrize("quota", ["none", "ledger"])
 @pytest.mark.parametrize("group", range(2))
 def test_mounted(transport: str, quota: str, group: int, workdir: Path, volume_server: StartServer) -> None:
-    """Every case of the table holds on a mount of each transport, with a quota and without."""
+    """Every case of the table holds on a mount of each transport, but those that are known to differ: these do not.
+
+    The server has descriptors for fewer inodes than the cases use.
+    """
     limits = {"limit_bytes": 256 << 20, "limit_inodes": 10_000} if quota == "ledger" else {}
-    server = volume_server(quota=quota, **transports.fields(transport), **limits)
+    server = volume_server(quota=quota, descriptors=64, **transports.fields(transport), **limits)
     transports.check(server, transport)
     workdir.chmod(0o755)
     failed: dict[str, BaseException] = {}
-    for name, function in list(ALL.items())[group::2]:
+    names = list(ALL)[group::2]
+    for name in names:
         place = server.mountpoint / f"{name}.d"
         place.mkdir(0o755)
         try:
-            function(str(place))
-        except (AssertionError, OSError) as e:
+            ALL[name](str(place))
+        except (AssertionError, OSError, Refused) as e:
             failed[name] = e
+    known = {name for name in DIFFERENCES["pyfuse3" if transport == "pyfuse3" else "kernel"] if name in names}
 
-    assert failed == {}
+    assert {name: e for name, e in failed.items() if name not in known} == {}
+    assert known - failed.keys() == set()

@@ -18,14 +18,13 @@ import errno
 import logging
 import os
 import stat
-import time
 from collections.abc import Callable
 from struct import Struct
 from struct import error as StructError  # noqa: N812  # an exception's name
 from typing import Any, Final
 
 from fusevol.fs import FileSystem
-from fusevol.fs.types import Caller, Entry, SetAttr
+from fusevol.fs.types import NOW, Caller, Entry, SetAttr
 from fusevol.transport.kernel import protocol as p
 from fusevol.transport.kernel.passthrough import Passthrough
 from fusevol.transport.kernel.protocol import Op
@@ -45,8 +44,17 @@ SLOW: Final = frozenset({
     Op.FSYNC, Op.FSYNCDIR, Op.FALLOCATE, Op.COPY_FILE_RANGE, Op.COPY_FILE_RANGE_64, Op.SYNCFS, Op.RELEASE,
 })  # fmt: skip
 """Operations that wait for a disk or move much data: others should not wait for them."""
+_ERRNO_END: Final = 512
+"""Errors from here on are the kernel's own, which it takes from no server (fuse_dev_do_write in fs/fuse/dev.c)."""
 _NANO: Final = 1_000_000_000
 _READ_MOST: Final = 1 << 20
+_MAPPED: Final = 1
+"""Seconds for which attributes of a file are trusted that passthrough may have mapped: a write to the mapping changes
+the times in the backing store, of which the kernel's FUSE code hears nothing, even after the file was closed. Less is
+not worth it: databases ask for the size of their files all the time."""
+_CHANGES: Final = (
+    p.FATTR_MODE | p.FATTR_UID | p.FATTR_GID | p.FATTR_SIZE | p.FATTR_ATIME | p.FATTR_MTIME | p.FATTR_CTIME
+)
 
 
 def handles(op: Op, layout: Struct = p.EMPTY) -> Callable[[Handler], Handler]:
@@ -69,6 +77,9 @@ class Operations:
         policy = fs.cache
         self._entry_s, self._entry_ns = p.seconds(policy.entry)
         self._attr_s, self._attr_ns = p.seconds(policy.attr)
+        self._mapped_for = min((self._attr_s, self._attr_ns), (_MAPPED, 0))
+        self.mapped: set[int] = set()
+        """Nodes that may be mapped and written past the server, and past the kernel's notice, once opened."""
         self._keep = p.FOPEN_KEEP_CACHE if policy.keep_pages else 0
         self._listing = self._keep | p.FOPEN_CACHE_DIR if policy.keep_pages else 0
         self._absent: bytes | None = None
@@ -99,8 +110,9 @@ class Operations:
         try:
             return handler(node, unpack(argument, at), rest, ids)
         except OSError as e:
-            return e.errno or errno.EIO
-        except StructError:
+            number = e.errno or errno.EIO
+            return number if number < _ERRNO_END else errno.EIO
+        except (StructError, OverflowError):  # the latter: an offset or flags that no system call takes
             return errno.EINVAL
         except Exception as e:  # noqa: BLE001  # a bug costs one request, not the mount
             self._bug(_METHODS[Op(op)], e)
@@ -115,19 +127,26 @@ class Operations:
 
     # -- answers ------------------------------------------------------------------------------------------------------
 
+    def _trust(self, node: int) -> tuple[int, int]:
+        """How long the attributes of *node* may be trusted: seconds and nanoseconds."""
+        return self._mapped_for if node in self.mapped else (self._attr_s, self._attr_ns)
+
     def _entry(self, entry: Entry) -> bytes:
+        attr_s, attr_ns = self._trust(entry.node)
         return p.ENTRY_OUT.pack(
-            entry.node, entry.generation, self._entry_s, self._attr_s, self._entry_ns, self._attr_ns
+            entry.node, entry.generation, self._entry_s, attr_s, self._entry_ns, attr_ns
         ) + p.pack_attr(entry.attr)
 
-    def _attr(self, st: os.stat_result) -> bytes:
-        return p.ATTR_OUT.pack(self._attr_s, self._attr_ns) + p.pack_attr(st)
+    def _attr(self, node: int, st: os.stat_result) -> bytes:
+        return p.ATTR_OUT.pack(*self._trust(node)) + p.pack_attr(st)
 
     def _opened(self, node: int, fh: int, flags: int) -> bytes:
         if self._passthrough is None:
             return p.OPEN_OUT.pack(fh, self._keep, 0)
-        writable = flags & os.O_ACCMODE != os.O_RDONLY
-        how, backing = self._passthrough.opened(node, self._fs.descriptor(fh), writable=writable)
+        if flags & os.O_ACCMODE == os.O_RDWR and node not in self.mapped:
+            self.mapped.add(node)
+            self._passthrough.forget_attributes(node)
+        how, backing = self._passthrough.opened(node, self._fs.descriptor(fh))
         if backing:
             self._fs.set_backing(fh, backing)
         return p.OPEN_OUT.pack(fh, how or self._keep, backing)
@@ -150,10 +169,12 @@ class Operations:
 
     @handles(Op.BATCH_FORGET, p.BATCH_FORGET_IN)
     def batch_forget(self, _node: int, fields: tuple[int], rest: memoryview, _ids: Any) -> None:
-        for node, count in p.FORGET_ONE.iter_unpack(rest[: fields[0] * p.FORGET_ONE.size]):
+        size = p.FORGET_ONE.size
+        for node, count in p.FORGET_ONE.iter_unpack(rest[: min(fields[0], len(rest) // size) * size]):
             self._forget(node, count)
 
     def _forget(self, node: int, count: int) -> None:
+        self.mapped.discard(node)
         try:
             self._fs.forget(node, count)
         except Exception as e:  # noqa: BLE001  # nobody is waiting for an answer, and the others must be forgotten too
@@ -209,31 +230,30 @@ class Operations:
     @handles(Op.GETATTR, p.GETATTR_IN)
     def getattr(self, node: int, fields: tuple[int, int], _rest: memoryview, _ids: Any) -> bytes:
         flags, fh = fields
-        return self._attr(self._fs.getattr(node, fh if flags & p.GETATTR_FH else None))
+        return self._attr(node, self._fs.getattr(node, fh if flags & p.GETATTR_FH else None))
 
     @handles(Op.STATX, p.STATX_IN)
     def statx(self, node: int, fields: tuple[int, int, int, int], _rest: memoryview, _ids: Any) -> bytes:
         flags, fh, _sx_flags, mask = fields
         found = self._fs.statx(node, fh if flags & p.GETATTR_FH else None, mask)
-        return p.STATX_OUT.pack(self._attr_s, self._attr_ns, 0) + found
+        return p.STATX_OUT.pack(*self._trust(node), 0) + found
 
     @handles(Op.SETATTR, p.SETATTR_IN)
     def setattr(self, node: int, fields: tuple[int, ...], _rest: memoryview, _ids: Any) -> bytes:
         valid, fh, size, _owner, atime, mtime, _ctime, atime_ns, mtime_ns, _ctime_ns, mode, uid, gid = fields
-        now = 0
-        if valid & (p.FATTR_ATIME_NOW | p.FATTR_MTIME_NOW):
-            # the time that the kernel filled in is as good, but older
-            now = time.time_ns()
+        kill_size = p.FATTR_KILL_SUIDGID | p.FATTR_SIZE
         change = SetAttr(
             mode=mode if valid & p.FATTR_MODE else None,
             uid=uid if valid & p.FATTR_UID else None,
             gid=gid if valid & p.FATTR_GID else None,
             size=size if valid & p.FATTR_SIZE else None,
-            atime_ns=_time(valid, p.FATTR_ATIME, p.FATTR_ATIME_NOW, now, atime * _NANO + atime_ns),
-            mtime_ns=_time(valid, p.FATTR_MTIME, p.FATTR_MTIME_NOW, now, mtime * _NANO + mtime_ns),
-            kill=bool(valid & p.FATTR_KILL_SUIDGID),
+            atime_ns=_time(valid, p.FATTR_ATIME, p.FATTR_ATIME_NOW, atime * _NANO + atime_ns),
+            mtime_ns=_time(valid, p.FATTR_MTIME, p.FATTR_MTIME_NOW, mtime * _NANO + mtime_ns),
+            # nothing to change: file_remove_privs() for a write by passthrough, a copy or an allocation (fs/inode.c),
+            # of which the kernel leaves out what HANDLE_KILLPRIV_V2 makes ours, or chown(2) of nothing
+            kill=not valid & _CHANGES or valid & kill_size == kill_size,
         )
-        return self._attr(self._fs.setattr(node, change, fh if valid & p.FATTR_FH else None))
+        return self._attr(node, self._fs.setattr(node, change, fh if valid & p.FATTR_FH else None))
 
     @handles(Op.GETXATTR, p.GETXATTR_IN)
     def getxattr(self, node: int, fields: tuple[int], rest: memoryview, _ids: Any) -> bytes:
@@ -281,13 +301,15 @@ class Operations:
         flags, mode, umask, how = fields
         kill = bool(how & p.OPEN_KILL_SUIDGID)
         entry, fh = self._fs.create(node, p.names(rest, 1)[0], mode, flags, Caller(*ids, umask), kill=kill)
-        return self._entry(entry) + self._opened(entry.node, fh, flags)
+        opened = self._opened(entry.node, fh, flags)
+        return self._entry(entry) + opened
 
     @handles(Op.TMPFILE, p.CREATE_IN)
     def tmpfile(self, node: int, fields: tuple[int, int, int, int], _rest: memoryview, ids: Ids) -> bytes:
         flags, mode, umask, _how = fields
         entry, fh = self._fs.tmpfile(node, mode, flags, Caller(*ids, umask))
-        return self._entry(entry) + self._opened(entry.node, fh, flags)
+        opened = self._opened(entry.node, fh, flags)
+        return self._entry(entry) + opened
 
     @handles(Op.OPEN, p.OPEN_IN)
     def open(self, node: int, fields: tuple[int, int], _rest: memoryview, _ids: Any) -> bytes:
@@ -385,6 +407,8 @@ class Operations:
                 except FileNotFoundError:
                     room += size
                     continue  # removed meanwhile
+                except OSError:
+                    pass  # an inode that cannot be read is no reason to fail the listing: whoever asks for it is told
             page += entry + p.DIRENT.pack(ino, after, len(name), kind) + name.ljust(size - 152, b"\0")
         return bytes(page)
 
@@ -419,7 +443,7 @@ def _sized(value: bytes, room: int) -> bytes:
     return value
 
 
-def _time(valid: int, given: int, is_now: int, now: int, value: int) -> int | None:
+def _time(valid: int, given: int, is_now: int, value: int) -> int | None:
     if not valid & given:
         return None
-    return now if valid & is_now else value
+    return NOW if valid & is_now else value

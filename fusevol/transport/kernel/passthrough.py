@@ -4,17 +4,17 @@ A backing id belongs to the connection and to an inode: all opens of one inode u
 them is open, and none of them may go through the page cache of the mount meanwhile (fs/fuse/iomode.c). So the id is
 counted per node. The kernel opens the backing file anew, with the flags of each opener and the rights of this process.
 
-A write by passthrough does not come by here, so nothing can clear setuid and setgid bits for it. A file that has such
-bits is opened with FOPEN_DIRECT_IO beside FOPEN_PASSTHROUGH: reads and writes come to the server, only mmap does not.
+A write by passthrough does not come by here, but before one to a file with setuid or setgid bits the kernel sends a
+SETATTR that changes nothing (``Operations.setattr``), which clears them as the writer's rights demand.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import logging
 import os
-import stat
 import threading
 from collections.abc import Iterable
 
@@ -23,9 +23,11 @@ from fusevol.transport.kernel.protocol import (
     BACKING_MAP,
     DEV_IOC_BACKING_CLOSE,
     DEV_IOC_BACKING_OPEN,
-    FOPEN_DIRECT_IO,
     FOPEN_NOFLUSH,
     FOPEN_PASSTHROUGH,
+    INVAL_INODE_OUT,
+    OUT_HEADER,
+    Notify,
 )
 
 log = logging.getLogger(__name__)
@@ -50,7 +52,7 @@ class Passthrough:
     def __len__(self) -> int:
         return len(self._ids)
 
-    def opened(self, node: int, fd: int, *, writable: bool) -> tuple[int, int]:
+    def opened(self, node: int, fd: int) -> tuple[int, int]:
         """One more open of *node*, whose backing file is *fd*: FOPEN_* flags and backing id for the answer.
 
         Flags and id 0 where the kernel refuses: the file is then read and written through the server.
@@ -62,10 +64,7 @@ class Passthrough:
             entry[1] += 1
         if not entry[0]:
             return 0, 0
-        flags = FOPEN_PASSTHROUGH | FOPEN_NOFLUSH
-        if writable and os.fstat(fd).st_mode & (stat.S_ISUID | stat.S_ISGID):
-            flags |= FOPEN_DIRECT_IO
-        return flags, entry[0]
+        return FOPEN_PASSTHROUGH | FOPEN_NOFLUSH, entry[0]
 
     def closed(self, node: int) -> None:
         """The end of one open."""
@@ -79,6 +78,12 @@ class Passthrough:
             del self._ids[node]
             if entry[0]:
                 fcntl.ioctl(self._device, DEV_IOC_BACKING_CLOSE, BACKING_ID.pack(entry[0]))
+
+    def forget_attributes(self, node: int) -> None:
+        """Let the kernel ask for the attributes of *node* again."""
+        head = OUT_HEADER.pack(OUT_HEADER.size + INVAL_INODE_OUT.size, Notify.INVAL_INODE, 0)
+        with contextlib.suppress(OSError):  # ENOENT: the kernel does not know it yet
+            os.write(self._device, head + INVAL_INODE_OUT.pack(node, -1, 0))
 
     def _register(self, fd: int) -> int:
         if self._refused:
