@@ -116,7 +116,7 @@ class Server:
             nonlocal last
             if time.monotonic() - last > 0.2:
                 last = time.monotonic()
-                self._say(f"SCAN {progress.inodes}")
+                self.say(f"SCAN {progress.inodes}")
 
         return Ledger.open(
             Path(spec.ledger),
@@ -153,12 +153,13 @@ class Server:
 
     def _on_init(self) -> None:
         """The kernel's first request: the mount is usable from here on."""
-        self._say("READY")
+        self.say("READY")
         if self._ready is not None:
             os.close(self._ready)
             self._ready = None
 
-    def _say(self, line: str) -> None:
+    def say(self, line: str) -> None:
+        """Tell whoever started this server, until it has said READY."""
         if self._ready is not None:
             with contextlib.suppress(OSError):  # a supervisor that has gone does not keep a volume from being served
                 os.write(self._ready, line.encode() + b"\n")
@@ -301,12 +302,23 @@ def _arguments(argv: Sequence[str]) -> tuple[Path, int | None]:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run a volume server; returns the exit status. A failure is one sentence on the ready descriptor and stderr."""
-    faulthandler.enable()
-    server: Server | None = None
-    ready: int | None = None
+    """Run a volume server as the command line says; returns the exit status."""
     try:
         file, ready = _arguments(argv)
+    except UsageError as e:
+        print(e.message, file=sys.stderr)  # noqa: T201  # for whoever starts it by hand
+        return e.exit_code
+    return serve(file, ready)
+
+
+def serve(file: Path, ready: int | None) -> int:
+    """Be the volume server of the spec in *file*, in a process that has no other thread; returns the exit status.
+
+    *ready* is a descriptor that takes SCAN lines, and then READY or ERROR with a sentence; it is closed after READY.
+    """
+    faulthandler.enable()
+    server: Server | None = None
+    try:
         spec = MountSpec.load(file)
         server = Server(spec, ready)
         logfile.set_up(Path(spec.log), spec.mount_id)
@@ -319,9 +331,12 @@ def main(argv: Sequence[str]) -> int:
         sentence, status = f"The volume server failed because of a bug ({e!r}): see its log file.", 1
     log.info("not mounted: %s", sentence)
     print(sentence, file=sys.stderr)  # noqa: T201  # for whoever starts it by hand
-    with contextlib.suppress(OSError):
-        if ready is not None:
-            os.write(ready, f"ERROR {' '.join(sentence.split())}\n".encode())
+    line = f"ERROR {' '.join(sentence.split())}"
+    if server is not None:
+        server.say(line)  # it knows whether the descriptor is still what it was
+    elif ready is not None:
+        with contextlib.suppress(OSError):
+            os.write(ready, line.encode() + b"\n")
     return status
 
 
