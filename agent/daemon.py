@@ -30,10 +30,11 @@ from agent.controllers.pods import PodController
 from agent.controllers.queue import WorkQueue
 from agent.controllers.view import DEFAULT_CLASS
 from agent.events import Recorder
+from agent.keeper import KeeperLink
 from agent.notify import notify
 from agent.pools import Pools
 from agent.store import Key, Store
-from agent.supervisor import ProcessSupervisor
+from agent.supervisor import KeeperSupervisor
 from agent.volumes.attachments import Attachment, Attachments
 from agent.volumes.byhand import ByHand
 from agent.volumes.mounter import Mounter
@@ -74,7 +75,9 @@ async def _run(config: Config, pools: Pools, store: Store, descriptor: int, nurs
         return await mounter.heal(name)
 
     heal: WorkQueue[str] = WorkQueue("mount", mount_again)
-    supervisor = ProcessSupervisor(config.run_dir / "servers", nursery, heal.add)
+    keeper = KeeperLink(config.run_dir)
+    nursery.start_soon(keeper.run)
+    supervisor = KeeperSupervisor(config.run_dir / "servers", keeper, nursery, heal.add)
 
     async def tell(row: Attachment, reason: str, message: str, warning: bool) -> None:
         regarding = _owner(store, row)

@@ -14,6 +14,7 @@ from typing import Any
 
 from agent.client import Client
 from fusevol.errors import FusevolError
+from fusevol.keeper import client as keeper
 from fusevol.server.client import call
 from fusevol.transport import mount
 from tests.support.devices import tear_down
@@ -43,6 +44,7 @@ class Agent:
         (directory / "agent.yaml").touch()
         self._process: subprocess.Popen[bytes] | None = None
         logs.watch(self.log)
+        logs.watch(self.run_dir / "keeper.log")
 
     @property
     def pool(self) -> Path:
@@ -138,8 +140,18 @@ class Agent:
                 pids.append(int(call(control, {"op": "status"}, timeout=5)["pid"]))
         return pids
 
+    def keeper(self) -> int | None:
+        """Process id of the keeper, if one answers."""
+        try:
+            answer, descriptors = keeper.call(self.run_dir, {"op": "hello"}, timeout=5)
+        except FusevolError:
+            return None
+        for descriptor in descriptors:
+            os.close(descriptor)
+        return int(answer["pid"])
+
     def close(self) -> None:
-        """End agent, mounts and volume servers, whatever state they are in."""
+        """End agent, keeper, mounts and volume servers, whatever state they are in."""
         if self._process is not None and self._process.poll() is None:
             self._process.terminate()
             try:
@@ -148,6 +160,10 @@ class Agent:
                 self._process.kill()
                 self._process.wait(20)
         pids = self.servers()
+        keeping = self.keeper()
+        if keeping is not None:
+            os.kill(keeping, signal.SIGKILL)
+            eventually(lambda: not _alive(keeping), 10.0, what=f"keeper {keeping} has ended")
         # the mounts' ends are the servers' ends; a lazy unmount of everything, bind mounts first
         for found in mount.below(self.directory):
             with contextlib.suppress(OSError):
