@@ -26,7 +26,7 @@ def call(
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC) as connection:
             connection.settimeout(timeout)
-            connection.connect(os.fspath(path))
+            _connect(connection, os.fspath(path), deadline)
             socket.send_fds(connection, [wire.encode(request)], descriptors)
             connection.settimeout(max(0.001, deadline - time.monotonic()))
             data, received, _, _ = socket.recv_fds(connection, wire.LIMIT + 1, wire.DESCRIPTORS)
@@ -44,6 +44,18 @@ def call(
         for descriptor in received:
             os.close(descriptor)
         raise UnavailableError(f"The keeper behind {path} hung up without an answer: see keeper.log.") from e
+
+
+def _connect(connection: socket.socket, path: str, deadline: float) -> None:
+    while True:
+        try:
+            connection.connect(path)
+        except BlockingIOError:  # so many are waiting to be heard that the queue is full (EAGAIN in connect(2))
+            if time.monotonic() > deadline:
+                raise TimeoutError from None
+            time.sleep(0.005)
+        else:
+            return
 
 
 def servers(directory: Path) -> tuple[list[wire.Message], list[wire.Message]]:

@@ -39,6 +39,8 @@ log = logging.getLogger(__name__)
 
 _CLIENTS: Final = 32
 """Connections at the same time. One more, and the one that has been silent for longest is closed."""
+_QUEUE: Final = 128
+"""Connections that wait to be accepted."""
 _SPARE: Final = 128
 """Descriptors that are kept for anything but servers."""
 _NAME_LENGTH: Final = 255
@@ -84,7 +86,7 @@ class Keeper:
             listener.bind(os.fspath(self._path))
         finally:
             os.umask(before)
-        listener.listen(_CLIENTS)
+        listener.listen(_QUEUE)
         return listener
 
     def run(self) -> None:
@@ -271,10 +273,10 @@ def main(argv: Sequence[str]) -> int:
     try:
         directory, ready = _arguments(argv)
         with _locked(directory):
-            logfile.set_up(directory / "keeper.log", "keeper")
             hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-            image.settle()
+            image.settle(directory / ".rehearsal")
+            logfile.set_up(directory / "keeper.log", "keeper")
             keeper = Keeper(directory)
             if ready is not None:
                 _tell(ready, "READY")
