@@ -57,6 +57,7 @@ class KeeperLink:
         self._process: subprocess.Popen[bytes] | None = None
         """The keeper if it is our child."""
         self._here = trio.Event()
+        """Set when a keeper is there, and once when one could not be started."""
         self._trouble = ""
 
     def __repr__(self) -> str:
@@ -78,6 +79,8 @@ class KeeperLink:
                 self._trouble = f"The keeper cannot be started: {e}"
                 if short_lives == 0:
                     log.warning("%s", self._trouble)
+                self._here.set()
+                self._here = trio.Event()
             else:
                 await self._follow(found)
                 log.warning("The keeper (pid %d) ended; it is replaced, its volume servers live on.", found.pid)
@@ -92,8 +95,8 @@ class KeeperLink:
         None when the keeper ended before it answered: it may have carried the request out, and will not do so later.
         One that does not answer is ended. Raises :class:`UnavailableError` when there is no keeper to ask.
         """
-        with trio.move_on_after(WAIT):
-            while self._living is None:
+        if self._living is None:
+            with trio.move_on_after(WAIT):
                 await self._here.wait()
         living = self._living
         if living is None:

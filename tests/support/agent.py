@@ -20,6 +20,7 @@ from fusevol.transport import mount
 from tests.support.devices import tear_down
 from tests.support.logs import LogCheck
 from tests.support.polling import eventually
+from tests.support.processes import alive
 
 _ROOT = Path(__file__).parents[2]
 
@@ -163,25 +164,16 @@ class Agent:
         keeping = self.keeper()
         if keeping is not None:
             os.kill(keeping, signal.SIGKILL)
-            eventually(lambda: not _alive(keeping), 10.0, what=f"keeper {keeping} has ended")
+            eventually(lambda: not alive(keeping), 10.0, what=f"keeper {keeping} has ended")
         # the mounts' ends are the servers' ends; a lazy unmount of everything, bind mounts first
         for found in mount.below(self.directory):
             with contextlib.suppress(OSError):
                 mount.unmount(found.mountpoint)
         for pid in pids:
             try:
-                eventually(lambda pid=pid: not _alive(pid), 10.0)
+                eventually(lambda pid=pid: not alive(pid), 10.0)
             except AssertionError:
                 os.kill(pid, signal.SIGKILL)
         tear_down(self.directory)
         for pid in pids:
-            eventually(lambda pid=pid: not _alive(pid), 10.0, what=f"volume server {pid} has ended")
-
-
-def _alive(pid: int) -> bool:
-    """Whether the process runs (a zombie, which only its parent can end, does not)."""
-    try:
-        status = Path(f"/proc/{pid}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return status.rpartition(")")[2].split()[0] != "Z"
+            eventually(lambda pid=pid: not alive(pid), 10.0, what=f"volume server {pid} has ended")
