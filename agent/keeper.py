@@ -11,7 +11,6 @@ import contextlib
 import logging
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -30,6 +29,8 @@ START_TIMEOUT: Final = 20.0
 WAIT: Final = 20.0
 """Seconds that a request waits for a keeper to be there."""
 END_TIMEOUT: Final = 5.0
+_READY: Final = 3
+"""The ready pipe's descriptor in a new keeper."""
 _CALM: Final = 10.0
 """A keeper that lived for so many seconds is replaced at once when it ends; one that did not, after a pause."""
 _PAUSES: Final = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
@@ -54,8 +55,6 @@ class KeeperLink:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._living: KeeperInfo | None = None
-        self._process: subprocess.Popen[bytes] | None = None
-        """The keeper if it is our child."""
         self._here = trio.Event()
         """Set when a keeper is there, and once when one could not be started."""
         self._trouble = ""
@@ -147,8 +146,7 @@ class KeeperLink:
         reader, writer = os.pipe()
         async with trio.lowlevel.FdStream(reader) as ready:
             try:
-                with trio.CancelScope(shield=True):
-                    process = await trio.to_thread.run_sync(self._spawn, writer)
+                pid = await trio.to_thread.run_sync(self._spawn, writer)
             finally:
                 os.close(writer)
             try:
@@ -159,28 +157,30 @@ class KeeperLink:
                     raise UnavailableError(sentence or f"it ended at once: see {self._directory}/keeper.log.")  # noqa: TRY301
                 found, _ = await self._hello()
             except BaseException as e:
-                process.kill()
+                os.kill(pid, signal.SIGKILL)  # our child until it is waited for: the number means no other process
                 with trio.CancelScope(shield=True):
-                    await trio.to_thread.run_sync(process.wait)
+                    await trio.to_thread.run_sync(os.waitpid, pid, 0)
                 if isinstance(e, trio.TooSlowError):
                     raise UnavailableError(f"it did not listen within {START_TIMEOUT:g} s.") from e
                 raise
-        self._process = process
-        log.info("Started the keeper (pid %d).", found.pid)
+        log.info("Started the keeper (pid %d).", pid)
         return found
 
-    def _spawn(self, writer: int) -> subprocess.Popen[bytes]:
-        with (self._directory / "keeper.log").open("ab") as output:
-            return subprocess.Popen(
-                [sys.executable, "-m", "fusevol.keeper", "--dir", str(self._directory), "--ready-fd", str(writer)],
-                pass_fds=[writer],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
-                cwd="/",
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
-            )
+    def _spawn(self, writer: int) -> int:
+        """Start the process. Not by subprocess, which wants its children to end before their parent."""
+        log_file = os.fspath(self._directory / "keeper.log")
+        return os.posix_spawn(
+            sys.executable,
+            [sys.executable, "-m", "fusevol.keeper", "--dir", os.fspath(self._directory), "--ready-fd", str(_READY)],
+            {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+            file_actions=[
+                (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+                (os.POSIX_SPAWN_OPEN, 1, log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600),
+                (os.POSIX_SPAWN_DUP2, 1, 2),
+                (os.POSIX_SPAWN_DUP2, writer, _READY),
+            ],
+            setsid=True,
+        )
 
     async def _follow(self, found: KeeperInfo) -> None:
         """Until *found* has ended."""
@@ -193,14 +193,14 @@ class KeeperLink:
             self._living = None
             self._here = trio.Event()
             found.ended.set()
-            if self._process is not None:
-                self._process.poll()  # collects it, so that it does not stay as a zombie
-                self._process = None
             collect(found.pidfd)
             os.close(found.pidfd)
 
 
 def collect(pidfd: int) -> None:
-    """Take the exit status of an ended process, if it is our child: the first process of a container inherits them."""
+    """Take the exit status of an ended process if it is our child, so that it does not stay as a zombie.
+
+    A keeper is, if this agent started it; and to the first process of a container, so are servers whose keeper died.
+    """
     with contextlib.suppress(ChildProcessError):
         os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)

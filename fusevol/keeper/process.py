@@ -272,6 +272,7 @@ def main(argv: Sequence[str]) -> int:
     ready: int | None = None
     try:
         directory, ready = _arguments(argv)
+        os.chdir("/")
         with _locked(directory):
             hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
