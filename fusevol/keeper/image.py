@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Final
 
 from fusevol.fs import FileSystem
+from fusevol.fs.types import ROOT_NODE
 from fusevol.quota.ledger import Ledger
 from fusevol.server import logfile
 from fusevol.server.control import ControlSocket
@@ -80,6 +81,10 @@ def _rehearse(scratch: Path) -> None:
     ledger = Ledger.open(ledger_file, source, limit_bytes=1 << 30, limit_inodes=None)
     with contextlib.closing(FileSystem(spec.source, quota=ledger)) as fs:
         fs.stats()
+        fs.getattr(ROOT_NODE)
+        fs.statfs(ROOT_NODE)
+        with contextlib.suppress(FileNotFoundError):
+            fs.lookup(ROOT_NODE, b"none")
     ledger.close()
     event = threading.Event()
     thread = threading.Thread(target=event.wait, name=name, daemon=True)
