@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,6 +50,22 @@ class Kept:
         eventually(lambda: not alive(self.pid), what=f"server {self.pid} has ended")
 
 
+def read_lines(reader: int, timeout: float = 20.0) -> list[str]:
+    """What a server says on its ready pipe until it closes that; closes *reader*."""
+    received = b""
+    end = time.monotonic() + timeout
+    try:
+        while True:
+            ready, _, _ = select.select([reader], [], [], max(0.0, end - time.monotonic()))
+            assert ready, f"the ready pipe is still open after {timeout:g} s: {received!r}"
+            chunk = os.read(reader, 4096)
+            if not chunk:
+                return received.decode().splitlines()
+            received += chunk
+    finally:
+        os.close(reader)
+
+
 class KeeperProcess:
     """A ``python -m fusevol.keeper`` of *directory*."""
 
@@ -81,8 +99,7 @@ class KeeperProcess:
             )
         self._processes.append(process)
         os.close(writer)
-        with os.fdopen(reader) as ready:
-            return ready.readline().rstrip("\n")
+        return (read_lines(reader) or [""])[0]
 
     def start(self) -> KeeperProcess:
         """Start it and require that it listens."""
@@ -131,8 +148,7 @@ class KeeperProcess:
     def serve(self, name: str, **fields: Any) -> Kept:
         """A mounted volume."""
         _, answer, reader = self.ask_for(name, **fields)
-        with os.fdopen(reader) as ready:
-            said = ready.read().splitlines()
+        said = read_lines(reader)
         assert answer["ok"], answer
         assert said[-1] == "READY", said
         self.kept[-1].said = said
@@ -148,12 +164,16 @@ class KeeperProcess:
         self._processes[-1].kill()
         assert self._processes[-1].wait(20) == -signal.SIGKILL
 
-    def close(self) -> None:
-        """End keepers, mounts and servers, whatever state they are in."""
+    def end(self) -> None:
+        """End the keepers that this object started."""
         for process in self._processes:
             if process.poll() is None:
                 process.kill()
                 process.wait(20)
+
+    def close(self) -> None:
+        """End keepers, mounts and servers, whatever state they are in."""
+        self.end()
         for found in mount.below(self.directory):
             with contextlib.suppress(OSError):
                 mount.unmount(found.mountpoint)
