@@ -107,12 +107,12 @@ def _unescape(field: bytes) -> str:
 def find(path: str | Path) -> MountInfo | None:
     """The topmost mount at exactly *path* (made absolute, symbolic links of its parent resolved), if any."""
     wanted = _where(path)
-    # only what may match is parsed: the table is long on a node with many volumes, and each server looks into it
+    # line by line, and only what may match is parsed: the table is long on a node with many volumes, and what each
+    # server takes from its heap to look into it stays that server's own memory
     end = os.fsencode(wanted).rpartition(b"/")[2]
     with open("/proc/self/mountinfo", "rb") as table:
-        lines = table.read().splitlines()
-    candidates = (_parse(line) for line in reversed(lines) if end in line or b"\\" in line)
-    return next((m for m in candidates if m.mountpoint == wanted), None)
+        candidates = [_parse(line) for line in table if end in line or b"\\" in line]
+    return next((m for m in reversed(candidates) if m.mountpoint == wanted), None)
 
 
 def _where(path: str | Path) -> str:
