@@ -48,7 +48,7 @@ processes() {
       printf 'process %s: %s\n' "$pid" "$line"
     elif [ "$only_own" != own ]; then
       case "$line" in
-        *"-m fusevol.server"* | *"fusevol agent"* | "bindfs "*) printf 'process %s: %s\n' "$pid" "$line" ;;
+        *"-m fusevol.server"* | *"-m fusevol.keeper"* | *"fusevol agent"* | "bindfs "*) printf 'process %s: %s\n' "$pid" "$line" ;;
       esac
     fi
   done

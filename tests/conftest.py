@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import pytest
 
+from tests.support.agent import Agent
 from tests.support.devices import Kind, make_loop_fs, tear_down
 from tests.support.logs import LogCheck
 from tests.support.servers import VolumeServer
@@ -126,3 +127,13 @@ def volume_server(workdir: Path, logs: LogCheck) -> Iterator[StartServer]:
 def mounted(volume_server: StartServer) -> VolumeServer:
     """A volume without a quota, served by a real volume server process: ``.mountpoint``, ``.source``, ``.call(op)``."""
     return volume_server()
+
+
+@pytest.fixture
+def agent(workdir: Path, logs: LogCheck) -> Iterator[Agent]:
+    """A running agent with nothing configured."""
+    running = Agent(workdir, logs)
+    try:
+        yield running.start()
+    finally:
+        running.close()

@@ -48,7 +48,7 @@ class Checkpoint(NamedTuple):
             "used_inodes": self.used_inodes,
             "source": self.source._asdict(),
         }
-        write_whole(path, json.dumps(fields, indent=1) + "\n")
+        write_whole(path, json.dumps(fields) + "\n")
 
     @classmethod
     def load(cls, path: Path) -> Self | None:

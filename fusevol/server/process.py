@@ -147,7 +147,7 @@ class Server:
             nonlocal last
             if time.monotonic() - last > 0.2:
                 last = time.monotonic()
-                self._say(f"SCAN {progress.inodes}")
+                self.say(f"SCAN {progress.inodes}")
 
         return Ledger.open(
             Path(spec.ledger),
@@ -169,12 +169,13 @@ class Server:
 
     def _on_init(self) -> None:
         """The mount is usable from here on."""
-        self._say("READY")
+        self.say("READY")
         if self._ready is not None:
             os.close(self._ready)
             self._ready = None
 
-    def _say(self, line: str) -> None:
+    def say(self, line: str) -> None:
+        """Tell whoever started this server, until it has said READY."""
         if self._ready is not None:
             with contextlib.suppress(OSError):  # a supervisor that has gone does not keep a volume from being served
                 os.write(self._ready, line.encode() + b"\n")
@@ -314,15 +315,27 @@ class Arguments(NamedTuple):
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run a volume server; returns the exit status. A failure is one sentence on the ready descriptor and stderr."""
-    faulthandler.enable()
-    ready: int | None = None
+    """Run a volume server as the command line says; returns the exit status."""
     try:
         arguments = Arguments.parse(argv)
-        ready = arguments.ready
-        holder = socket.socket(fileno=arguments.holder) if arguments.holder is not None else None
-        spec = MountSpec.load(arguments.spec)
-        server = Server(spec, ready, file=arguments.spec, holder=holder, held=arguments.held)
+    except UsageError as e:
+        print(e.message, file=sys.stderr)  # noqa: T201  # for whoever starts it by hand
+        return e.exit_code
+    holder = socket.socket(fileno=arguments.holder) if arguments.holder is not None else None
+    return serve(arguments.spec, arguments.ready, holder=holder, held=arguments.held)
+
+
+def serve(file: Path, ready: int | None, *, holder: socket.socket | None = None, held: Held | None = None) -> int:
+    """Be the volume server of the spec in *file*, in a process that has no other thread; returns the exit status.
+
+    *ready* is a descriptor that takes SCAN lines, and then READY or ERROR with a sentence; it is closed after READY.
+    *holder* and *held* as in :class:`Server`.
+    """
+    faulthandler.enable()
+    server: Server | None = None
+    try:
+        spec = MountSpec.load(file)
+        server = Server(spec, ready, file=file, holder=holder, held=held)
         logfile.set_up(Path(spec.log), spec.mount_id)
         return server.run()
     except (FusevolError, OSError) as e:
@@ -333,9 +346,12 @@ def main(argv: Sequence[str]) -> int:
         sentence, status = f"The volume server failed because of a bug ({e!r}): see its log file.", 1
     log.info("not mounted: %s", sentence)
     print(sentence, file=sys.stderr)  # noqa: T201  # for whoever starts it by hand
-    with contextlib.suppress(OSError):
-        if ready is not None:
-            os.write(ready, f"ERROR {' '.join(sentence.split())}\n".encode())
+    line = f"ERROR {' '.join(sentence.split())}"
+    if server is not None:
+        server.say(line)  # it knows whether the descriptor is still what it was
+    elif ready is not None:
+        with contextlib.suppress(OSError):
+            os.write(ready, line.encode() + b"\n")
     return status
 
 

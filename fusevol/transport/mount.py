@@ -78,27 +78,26 @@ def mounts() -> list[MountInfo]:
 
 def parse_mountinfo(text: bytes) -> list[MountInfo]:
     """What :func:`mounts` makes of the file's *text*. Raises ``ValueError`` for a line that is not one."""
-    found = []
-    for line in text.splitlines():
-        fields = line.split(b" ")
-        # a variable number of optional fields (propagation) ends with a single "-"
-        fstype, source, super_options = fields[fields.index(b"-", 6) + 1 :][:3]
-        major, minor = fields[2].split(b":")
-        found.append(
-            MountInfo(
-                mount_id=int(fields[0]),
-                parent_id=int(fields[1]),
-                major=int(major),
-                minor=int(minor),
-                root=_unescape(fields[3]),
-                mountpoint=_unescape(fields[4]),
-                options=tuple(os.fsdecode(fields[5]).split(",")),
-                fstype=os.fsdecode(fstype),
-                source=_unescape(source),
-                super_options=tuple(os.fsdecode(super_options).split(",")),
-            )
-        )
-    return found
+    return [_parse(line) for line in text.splitlines()]
+
+
+def _parse(line: bytes) -> MountInfo:
+    fields = line.split(b" ")
+    # a variable number of optional fields (propagation) ends with a single "-"
+    fstype, source, super_options = fields[fields.index(b"-", 6) + 1 :][:3]
+    major, minor = fields[2].split(b":")
+    return MountInfo(
+        mount_id=int(fields[0]),
+        parent_id=int(fields[1]),
+        major=int(major),
+        minor=int(minor),
+        root=_unescape(fields[3]),
+        mountpoint=_unescape(fields[4]),
+        options=tuple(os.fsdecode(fields[5]).split(",")),
+        fstype=os.fsdecode(fstype),
+        source=_unescape(source),
+        super_options=tuple(os.fsdecode(super_options).split(",")),
+    )
 
 
 def _unescape(field: bytes) -> str:
@@ -110,14 +109,18 @@ def _unescape(field: bytes) -> str:
 def find(path: str | Path) -> MountInfo | None:
     """The topmost mount at exactly *path* (made absolute, symbolic links of its parent resolved), if any."""
     wanted = _where(path)
-    return next((m for m in reversed(mounts()) if m.mountpoint == wanted), None)
+    # line by line, and only what may match is parsed: the table is long on a node with many volumes, and what each
+    # server takes from its heap to look into it stays that server's own memory
+    end = os.fsencode(wanted).rpartition(b"/")[2]
+    with open("/proc/self/mountinfo", "rb") as table:
+        candidates = [_parse(line) for line in table if end in line or b"\\" in line]
+    return next((m for m in reversed(candidates) if m.mountpoint == wanted), None)
 
 
 def _where(path: str | Path) -> str:
     """How the mount table spells *path*. The last component is not looked at: it may be a mount that hangs."""
-    absolute = os.path.normpath(os.path.abspath(path))
-    parent, name = os.path.split(absolute)
-    return os.path.join(os.path.realpath(parent), name) if name else absolute
+    parent, name = os.path.split(os.path.abspath(path))
+    return os.path.join(os.path.realpath(parent), name) if name else parent
 
 
 def is_mounted(path: str | Path) -> bool:

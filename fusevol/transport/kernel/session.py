@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import mmap
 import os
 from collections.abc import Callable
 from typing import Final, NamedTuple, Protocol, Self
@@ -72,7 +73,7 @@ class Reader(Crew):
         fd, answer, replay = self._connection.fd, self._connection.answer, self._replay
         carry_out, sizes = self._operations.carry_out, self._operations.sizes
         lead, wait, began, unpack = self.lead, self.wait_readable, self.began, p.IN_HEADER.unpack_from
-        buffer = bytearray(self._connection.buffer_size)
+        buffer = mmap.mmap(-1, self._connection.buffer_size)  # pages that no request needs are never there
         view = memoryview(buffer)
         try:
             while True:

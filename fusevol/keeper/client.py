@@ -1,0 +1,70 @@
+"""Talks to a keeper. Blocks, with a bound: an event loop calls it on a worker thread."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from fusevol.errors import TimeoutExpiredError, UnavailableError
+from fusevol.keeper import wire
+
+
+def call(
+    directory: Path, request: wire.Message, descriptors: Sequence[int] = (), timeout: float = 10.0
+) -> tuple[wire.Message, list[int]]:
+    """Send *request* to the keeper of *directory*; its answer, and the descriptors that came with it (to be closed).
+
+    *descriptors* are duplicated; they stay the caller's. Raises :class:`UnavailableError` when nobody listens or the
+    keeper hung up without an answer (the request may have been carried out), :class:`TimeoutExpiredError` when there
+    is none within *timeout* seconds.
+    """
+    path = wire.socket_path(directory)
+    deadline = time.monotonic() + timeout
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC) as connection:
+            connection.settimeout(timeout)
+            _connect(connection, os.fspath(path), deadline)
+            socket.send_fds(connection, [wire.encode(request)], descriptors)
+            connection.settimeout(max(0.001, deadline - time.monotonic()))
+            data, received, _, _ = socket.recv_fds(connection, wire.LIMIT + 1, wire.DESCRIPTORS)
+    except TimeoutError as e:
+        raise TimeoutExpiredError(
+            f"The keeper behind {path} gave no answer within {timeout:g} seconds: end it (its pid is in keeper.lock)."
+        ) from e
+    except OSError as e:
+        raise UnavailableError(f"No keeper answers on {path} ({e.strerror or e}): start the agent.") from e
+    for descriptor in received:
+        os.set_inheritable(descriptor, False)
+    try:
+        return wire.decode(data), received
+    except ValueError as e:
+        for descriptor in received:
+            os.close(descriptor)
+        raise UnavailableError(f"The keeper behind {path} hung up without an answer: see keeper.log.") from e
+
+
+def _connect(connection: socket.socket, path: str, deadline: float) -> None:
+    while True:
+        try:
+            connection.connect(path)
+        except BlockingIOError:  # so many are waiting to be heard that the queue is full (EAGAIN in connect(2))
+            if time.monotonic() > deadline:
+                raise TimeoutError from None
+            time.sleep(0.005)
+        else:
+            return
+
+
+def servers(directory: Path) -> tuple[list[wire.Message], list[wire.Message]]:
+    """All servers that the keeper started and that live, and the last that ended. Raises as :func:`call` does."""
+    living: list[wire.Message] = []
+    after = ""
+    while True:
+        answer, _ = call(directory, {"op": "list", "after": after})
+        living += answer["servers"]
+        if not answer["more"]:
+            return living, answer["ended"]
+        after = living[-1]["mount_id"]

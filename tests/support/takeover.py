@@ -1,0 +1,60 @@
+"""Holds what a volume server leaves, and starts the next one on it: the least that a keeper does."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+from fusevol.server.held import Held
+from fusevol.server.spec import MountSpec
+
+
+class Holder:
+    """A mount whose servers may be killed: each is followed by another one on the same connection."""
+
+    def __init__(self, spec: MountSpec, file: Path) -> None:
+        self._file = file
+        spec.save(file)
+        self.held: Held | None = None
+        self.server: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start a server, the first or the next, and wait until it serves."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        reader, writer = os.pipe()
+        passed = [writer, theirs.fileno(), *(self.held or ())]
+        command = [sys.executable, "-m", "fusevol.server", "--spec", str(self._file), "--ready-fd", str(writer)]
+        command += ["--holder-fd", str(theirs.fileno())]
+        command += ["--held", ",".join(map(str, self.held))] if self.held is not None else []
+        with ours, theirs:
+            self.server = subprocess.Popen(
+                command, pass_fds=passed, cwd=Path(__file__).parents[2], start_new_session=True
+            )
+            os.close(writer)
+            with os.fdopen(reader) as ready:
+                said = next((line for line in ready if not line.startswith("SCAN")), "nothing")
+            assert said == "READY\n", said
+            if self.held is None:
+                self.held = Held.receive(ours)
+
+    def kill(self) -> None:
+        """kill -9, and certainty that the server died of it."""
+        assert self.server is not None
+        assert self.server.poll() is None, "it was not running"
+        self.server.kill()
+        assert self.server.wait(20) != 0
+
+    def close(self) -> None:
+        """Give up the connection, and wait for the server to end of the unmount, which is the caller's."""
+        for fd in self.held or ():
+            os.close(fd)
+        self.held = None
+        if self.server is not None:
+            try:
+                self.server.wait(15)
+            except subprocess.TimeoutExpired:
+                self.server.kill()
+                self.server.wait(20)
