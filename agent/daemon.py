@@ -30,11 +30,12 @@ from agent.controllers.pods import PodController
 from agent.controllers.queue import WorkQueue
 from agent.controllers.view import DEFAULT_CLASS
 from agent.events import Recorder
+from agent.keeper import KeeperLink
 from agent.notify import notify
 from agent.pools import Pools
 from agent.steps import Step, no_step
 from agent.store import Key, Store
-from agent.supervisor import ProcessSupervisor
+from agent.supervisor import KeeperSupervisor
 from agent.volumes.attachments import Attachment, Attachments
 from agent.volumes.byhand import ByHand
 from agent.volumes.mounter import Mounter
@@ -76,7 +77,9 @@ async def _run(config: Config, pools: Pools, store: Store, descriptor: int, nurs
         return await mounter.heal(name)
 
     heal: WorkQueue[str] = WorkQueue("mount", mount_again)
-    supervisor = ProcessSupervisor(config.run_dir / "servers", nursery, heal.add, step=step)
+    keeper = KeeperLink(config.run_dir)
+    nursery.start_soon(keeper.run)
+    supervisor = KeeperSupervisor(config.run_dir / "servers", keeper, nursery, heal.add, step=step)
 
     async def tell(row: Attachment, reason: str, message: str, warning: bool) -> None:
         regarding = _owner(store, row)

@@ -1,13 +1,12 @@
 """Starts volume servers, knows which ones live, and tells when one dies.
 
-The rest of the agent sees :class:`Supervisor` only. :class:`ProcessSupervisor` runs each server as a process of its own
-session, which outlives the agent: its control socket and its log are in the runtime directory, where the next agent
-finds and adopts it. A death is noticed through a pidfd, which also works for a server that an earlier agent started and
-that is not our child.
+The rest of the agent sees :class:`Supervisor` only. :class:`KeeperSupervisor` has the keeper fork each server
+(:mod:`fusevol.keeper`). A server outlives the agent and the keeper: its control socket and its log are in the runtime
+directory, where the next agent finds and adopts it. A death is noticed through a pidfd, which also works for a
+process that is not our child.
 
-What an agent that was killed leaves behind is told by the process table, not by files: a server that has not begun to
-answer yet has no socket, and would otherwise go on beside the one that is started in its place. Its command line names
-its spec.
+When a keeper dies while it starts a server, the ready pipe is the truth: the server has the only write end that is
+left, so the pipe's end means that there is none and the next keeper may be asked; otherwise the first line names it.
 """
 
 from __future__ import annotations
@@ -15,17 +14,17 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import select
 import signal
-import subprocess
-import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import trio
 
+from agent import strangers
+from agent.keeper import KeeperInfo, KeeperLink, collect
+from agent.ready import Progress, ReadyPipe
 from agent.steps import Step, no_step
 from fusevol.errors import ConflictError, TimeoutExpiredError, UnavailableError
 from fusevol.server.client import call
@@ -33,14 +32,12 @@ from fusevol.server.spec import MountSpec
 from fusevol.transport import mount
 
 Obj = dict[str, Any]
-Progress = Callable[[int], Awaitable[None]]
-"""Called with the number of inodes that a starting server has counted so far."""
-
-START_TIMEOUT = 60.0
-"""Seconds that a starting server may say nothing at all (a scan in progress says something)."""
+ATTEMPTS = 5
+"""How many keepers in a row may die while they start one server."""
 STOP_TIMEOUT = 30.0
 GRACE = 5.0
 """Seconds that other mount namespaces may hold on to a volume that is unmounted everywhere here."""
+END_TIMEOUT = 5.0
 ADOPT_TIMEOUT = 5.0
 """Seconds that a server of an earlier agent may take to answer."""
 
@@ -53,11 +50,23 @@ class Server:
 
     mount_id: str
     pid: int
-    process: subprocess.Popen[bytes] | None = None
-    """Our child; None for a server that an earlier agent started."""
+    pidfd: int
+    """Means this process and no later one of the same number; -1 when closed."""
     stopping: bool = False
     """Whether its end is wanted."""
     ended: trio.Event = field(default_factory=trio.Event)
+
+    def kill(self, number: signal.Signals) -> None:
+        """Send it a signal, unless it has ended."""
+        if self.pidfd >= 0:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self.pidfd, number)
+
+    def close(self) -> None:
+        """Let go of it."""
+        collect(self.pidfd)
+        os.close(self.pidfd)
+        self.pidfd = -1
 
 
 class Supervisor(Protocol):
@@ -66,6 +75,10 @@ class Supervisor(Protocol):
     @property
     def servers(self) -> dict[str, Server]:
         """The living servers by mount id."""
+
+    @property
+    def keeper(self) -> KeeperInfo | None:
+        """The living keeper, which starts them."""
 
     async def start(self, spec: MountSpec, progress: Progress | None = None) -> Server:
         """Have *spec* mounted. Raises :class:`UnavailableError` with the server's sentence when it cannot."""
@@ -80,34 +93,39 @@ class Supervisor(Protocol):
         """One request on a server's control socket, answered within *seconds*. Raises :class:`UnavailableError`."""
 
 
-class ProcessSupervisor:
-    """A :class:`Supervisor` whose servers are processes, started one by one."""
+class KeeperSupervisor:
+    """A :class:`Supervisor` whose servers are forked by the keeper."""
 
     def __init__(
         self,
         directory: Path,
+        keeper: KeeperLink,
         nursery: trio.Nursery,
         died: Callable[[str], None],
         *,
-        module: str = "fusevol.server",
         step: Step = no_step,
     ) -> None:
         """*directory* takes the specs, sockets and logs; *died* is called with the mount id of a server that ended
         without having been asked to."""
         self._directory = directory
+        self._keeper = keeper
         self._nursery = nursery
         self._died = died
-        self._module = module
         self._step = step
         self._servers: dict[str, Server] = {}
 
     def __repr__(self) -> str:
-        return f"<ProcessSupervisor {self._directory} servers={len(self._servers)}>"
+        return f"<KeeperSupervisor {self._directory} servers={len(self._servers)}>"
 
     @property
     def servers(self) -> dict[str, Server]:
         """The living servers by mount id."""
         return self._servers
+
+    @property
+    def keeper(self) -> KeeperInfo | None:
+        """The living keeper."""
+        return self._keeper.living
 
     def paths(self, mount_id: str) -> tuple[Path, Path, Path]:
         """Spec, control socket and log of a mount."""
@@ -115,88 +133,71 @@ class ProcessSupervisor:
         return base / f"{mount_id}.json", base / f"{mount_id}.sock", base / f"{mount_id}.log"
 
     async def start(self, spec: MountSpec, progress: Progress | None = None) -> Server:
-        """Start the process and wait until it has mounted, or said why it cannot."""
-        file, control, log_file = self.paths(spec.mount_id)
-        reader, writer = os.pipe()
-        try:
-            with trio.CancelScope(shield=True):
-                process = await trio.to_thread.run_sync(self._spawn, spec, file, control, log_file, writer)
-        except OSError as e:
-            os.close(reader)
-            raise UnavailableError(f"The volume server of {spec.mount_id} cannot be started: {e}.") from e
-        finally:
-            os.close(writer)
-        try:
-            async with trio.lowlevel.FdStream(reader) as ready:
-                self._step("server started")
-                await self._ready(spec, ready, progress)
-                self._step("server ready")
-        except BaseException:
-            with trio.CancelScope(shield=True):
-                await trio.to_thread.run_sync(_end, process)
-            raise
-        return self._watch(Server(spec.mount_id, process.pid, process))
+        """Have the keeper start the server, and wait until that has mounted or said why it cannot."""
+        await trio.to_thread.run_sync(self._prepare, spec)
+        for _ in range(ATTEMPTS):
+            reader, writer = os.pipe()
+            async with ReadyPipe(reader, spec) as ready:
+                try:
+                    server = await self._ask_for(spec, writer)
+                finally:
+                    os.close(writer)
+                if server is None:
+                    server = await self._orphan(spec, ready)
+                if server is None:
+                    continue  # the keeper had not forked yet: the next one does it
+                try:
+                    self._step("server started")
+                    await ready.mounted(progress)
+                    self._step("server ready")
+                except BaseException:
+                    with trio.CancelScope(shield=True):
+                        await _end(server)
+                        await trio.to_thread.run_sync(_detach, spec.mountpoint)
+                    raise
+                return self._watch(server)
+        raise UnavailableError(f"The keeper ended {ATTEMPTS} times while it started {spec.mount_id}: see keeper.log.")
 
-    def _spawn(
-        self, spec: MountSpec, file: Path, control: Path, log_file: Path, writer: int
-    ) -> subprocess.Popen[bytes]:
+    def _prepare(self, spec: MountSpec) -> None:
+        file, control, _ = self.paths(spec.mount_id)
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         control.unlink(missing_ok=True)
         spec.save(file)
-        with log_file.open("ab") as output:
-            return subprocess.Popen(
-                [sys.executable, "-m", self._module, "--spec", str(file), "--ready-fd", str(writer)],
-                pass_fds=[writer],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
-                cwd="/",
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
-            )
 
-    async def _ready(self, spec: MountSpec, stream: trio.lowlevel.FdStream, progress: Progress | None) -> None:
-        received = b""
+    async def _ask_for(self, spec: MountSpec, writer: int) -> Server | None:
+        """The new server; None when the keeper ended before it answered."""
+        file, _, log_file = self.paths(spec.mount_id)
+        request = {"op": "start", "mount_id": spec.mount_id, "spec": str(file), "log": str(log_file)}
+        answered = await self._keeper.call(request, [writer])
+        if answered is None:
+            return None
+        answer, descriptors = answered
+        if not answer.get("ok"):
+            raise UnavailableError(f"The volume server of {spec.mount_id} was not started: {answer.get('error')}")
+        return Server(spec.mount_id, int(answer["pid"]), descriptors[0])
+
+    async def _orphan(self, spec: MountSpec, ready: ReadyPipe) -> Server | None:
+        """The server that the keeper forked before it died without an answer, if it did."""
+        with trio.CancelScope(shield=True):  # bounded; a server that was born must not be lost sight of
+            pid = await ready.born()
+        if pid is None:
+            return None
         try:
-            while True:
-                with trio.fail_after(START_TIMEOUT):
-                    chunk = await stream.receive_some(4096)
-                if not chunk:
-                    raise UnavailableError(
-                        f"The volume server of {spec.mount_id} ended before it had mounted: see {spec.log}."
-                    )
-                *lines, received = (received + chunk).split(b"\n")
-                for line in lines:
-                    word, _, rest = line.decode(errors="replace").partition(" ")
-                    if word == "READY":
-                        return
-                    if word == "ERROR":
-                        raise UnavailableError(rest or f"The volume server of {spec.mount_id} failed: see {spec.log}.")
-                    if word == "SCAN" and progress is not None and rest.isdigit():
-                        await progress(int(rest))
-        except trio.TooSlowError as e:
-            raise TimeoutExpiredError(
-                f"The volume server of {spec.mount_id} did not mount within {START_TIMEOUT:g} s: see {spec.log}."
-            ) from e
+            return Server(spec.mount_id, pid, os.pidfd_open(pid))
+        except ProcessLookupError:
+            return None
 
     def _watch(self, server: Server) -> Server:
-        """Follow a living server; called right after it was seen alive."""
+        """Follow a living server."""
         self._servers[server.mount_id] = server
-        try:
-            pidfd = os.pidfd_open(server.pid)
-        except ProcessLookupError:
-            self._ended(server)
-            return server
-        self._nursery.start_soon(self._follow, server, pidfd)
+        self._nursery.start_soon(self._follow, server)
         return server
 
-    async def _follow(self, server: Server, pidfd: int) -> None:
+    async def _follow(self, server: Server) -> None:
         try:
-            await trio.lowlevel.wait_readable(pidfd)
-            if server.process is not None:
-                server.process.poll()  # collects it, so that it does not stay as a zombie
+            await trio.lowlevel.wait_readable(server.pidfd)
         finally:
-            os.close(pidfd)
+            server.close()
         self._ended(server)
 
     def _ended(self, server: Server) -> None:
@@ -210,7 +211,7 @@ class ProcessSupervisor:
 
     async def adopt(self) -> None:
         """Take over every server that answers, end those that do not, and forget the files of the dead."""
-        running = await trio.to_thread.run_sync(_running, self._directory)
+        running = await trio.to_thread.run_sync(strangers.running, self._directory)
         known = {file.stem for suffix in ("json", "sock") for file in self._directory.glob(f"*.{suffix}")}
         async with trio.open_nursery() as nursery:
             for mount_id in sorted(known | set(running)):
@@ -220,13 +221,13 @@ class ProcessSupervisor:
         server = await self._living(mount_id)
         with trio.move_on_after(ADOPT_TIMEOUT):
             # one that the last agent had only just started needs a moment
-            while server is None and pid is not None and _runs(pid):
+            while server is None and pid is not None and strangers.runs(pid):
                 await trio.sleep(0.1)
                 server = await self._living(mount_id)
         if server is not None:
             log.info("Adopted the volume server of %s (pid %d).", mount_id, server.pid)
             return
-        if pid is not None and await trio.to_thread.run_sync(_end_stranger, pid):
+        if pid is not None and await trio.to_thread.run_sync(strangers.end, pid):
             log.warning("The volume server of %s (pid %d) did not answer; it has been ended.", mount_id, pid)
         for file in self.paths(mount_id)[:2]:
             file.unlink(missing_ok=True)
@@ -244,7 +245,10 @@ class ProcessSupervisor:
                 return None
         except (UnavailableError, OSError):
             return None
-        return self._watch(Server(mount_id, int(status["pid"])))
+        try:
+            return self._watch(Server(mount_id, int(status["pid"]), os.pidfd_open(int(status["pid"]))))
+        except ProcessLookupError:  # it has just ended
+            return None
 
     async def stop(self, mount_id: str, *, lazy: bool = False) -> None:
         """Ask the server to unmount and wait for its end."""
@@ -271,8 +275,7 @@ class ProcessSupervisor:
             log.info(
                 "Something still holds the unmounted %s (a container's copy of it): its server ends now.", mount_id
             )
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(server.pid, signal.SIGTERM)
+            server.kill(signal.SIGTERM)
         try:
             with trio.fail_after(STOP_TIMEOUT):
                 await server.ended.wait()
@@ -293,56 +296,19 @@ class ProcessSupervisor:
         return await trio.to_thread.run_sync(call, self.paths(mount_id)[1], request, seconds)
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """End a server that never became ready; SIGTERM first, so that it can unmount."""
-    process.terminate()
-    try:
-        process.wait(5)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait(5)
+async def _end(server: Server) -> None:
+    """End a server that nobody follows yet; SIGTERM first, so that it can unmount."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        server.kill(number)
+        with trio.move_on_after(END_TIMEOUT):
+            await trio.lowlevel.wait_readable(server.pidfd)
+            break
+    server.close()
 
 
-def _running(directory: Path) -> dict[str, int]:
-    """Pids of the processes that were started with a spec in *directory*, by mount id; of this mount namespace."""
-    found: dict[str, int] = {}
-    ours = os.readlink("/proc/self/ns/mnt")
-    for process in Path("/proc").iterdir():
-        if not process.name.isdigit():
-            continue
-        try:
-            words = (process / "cmdline").read_bytes().split(b"\0")
-            if b"--spec" not in words or os.readlink(process / "ns" / "mnt") != ours:
-                continue
-        except OSError:  # it has ended
-            continue
-        spec = Path(os.fsdecode(words[words.index(b"--spec") + 1]))
-        if spec.parent == directory:
-            found[spec.stem] = int(process.name)
-    return found
-
-
-def _runs(pid: int) -> bool:
-    """Whether the process lives; a zombie, which waits for its parent, does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-def _end_stranger(pid: int) -> bool:
-    """End a process that is not our child; SIGTERM first, so that it can unmount. Whether there was one."""
-    try:
-        pidfd = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return False
-    try:
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(pidfd, number)
-            if select.select([pidfd], [], [], 5.0)[0]:
-                return True
-        log.error("The volume server with pid %d does not even end of SIGKILL: see what its storage waits for.", pid)
-        return True
-    finally:
-        os.close(pidfd)
+def _detach(mountpoint: str) -> None:
+    """Take away the mount of a server that was ended between mounting and serving: nothing answers there any more."""
+    found = mount.find(mountpoint)
+    if found is not None and found.is_fuse:
+        with contextlib.suppress(OSError):  # somebody else took it away
+            mount.unmount(mountpoint, lazy=True)

@@ -165,7 +165,7 @@ class Stage:
             except OSError:
                 continue
             marked = f"{MARK}={self.home}".encode() in environment.split(b"\0")
-            serves = b"fusevol.server" in command and f"{self.home}/".encode() in command
+            serves = b"fusevol.keeper" in command and f"{self.home}/".encode() in command
             if int(entry.name) != os.getpid() and (marked or serves) and of in command:
                 found.append(int(entry.name))
         return found
@@ -182,12 +182,20 @@ class Stage:
                 wait_for("the end of the processes", lambda: not self.processes(of), 8)
                 return
 
+    def _end_keeper(self) -> None:
+        """End the keeper, not the volume servers that it forked: those have the same command line."""
+        with contextlib.suppress(OSError, ValueError):
+            pid = int((self.home / "run" / "keeper.lock").read_text())
+            if pid in self.processes(b"fusevol.keeper"):
+                os.kill(pid, signal.SIGTERM)
+
     def strike(self) -> list[str]:
         """Take everything down; what could not be removed, as sentences. Works in any state."""
         if (self.home / "podman").exists():
             _try([str(ROOT / "scripts" / "test-image.sh"), "--remove", str(self.home / "podman")], self.environment)
         # the agent first: it would mount again what it finds unmounted
         self._end(b"fusevol\0agent", signal.SIGTERM, signal.SIGKILL)
+        self._end_keeper()
         for point in self.mounts():
             _try(["umount", point]) or _try(["umount", "-l", point])
         # a volume server ends by itself when its mount is gone

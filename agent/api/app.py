@@ -109,7 +109,7 @@ class Api:
         return JSONResponse(used)
 
     async def servers(self, _: Request) -> Response:
-        """The volume servers, with what each says of itself."""
+        """The volume servers, with what each says of itself; and the keeper that starts them, if it lives."""
         found: dict[str, Obj] = {}
 
         async def ask(name: str, pid: int) -> None:
@@ -122,7 +122,13 @@ class Api:
         async with trio.open_nursery() as nursery:
             for name, server in self._supervisor.servers.items():
                 nursery.start_soon(ask, name, server.pid)
-        return JSONResponse({"items": [found[name] for name in sorted(found)]})
+        keeper = self._supervisor.keeper
+        return JSONResponse(
+            {
+                "items": [found[name] for name in sorted(found)],
+                "keeper": {"pid": keeper.pid, "version": keeper.version} if keeper else None,
+            }
+        )
 
     async def pools(self, _: Request) -> Response:
         """All pools."""

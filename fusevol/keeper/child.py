@@ -13,7 +13,8 @@ from fusevol.server import process
 
 _READY: Final = 3
 _PR_SET_NAME: Final = 15
-_NAME: Final = b"fusevol-server"  # at most 15 bytes
+NAME: Final = "fusevol-server"
+"""What the process table calls a server; at most 15 bytes."""
 _libc = ctypes.CDLL(None)
 
 
@@ -27,7 +28,7 @@ def become(spec: str, log_file: str, ready: int) -> NoReturn:
     try:
         os.write(ready, b"PID %d\n" % os.getpid())
         os.setsid()
-        _libc.prctl(_PR_SET_NAME, _NAME, 0, 0, 0)
+        _libc.prctl(_PR_SET_NAME, NAME.encode(), 0, 0, 0)
         _let_go(ready)
         try:
             _redirect(log_file)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -12,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from fusevol.keeper import client
 from fusevol.server.spec import MountSpec
 
 LIMIT_BYTES = 3 << 30
@@ -81,17 +84,40 @@ def fusevol(source: Path, scratch: Path, *, quota: bool) -> Iterator[Subject]:
     )
     spec.save(home / "spec.json")
     ready, told = os.pipe()
-    command = [sys.executable, "-m", "fusevol.server", "--spec", str(home / "spec.json"), "--ready-fd", str(told)]
-    server = subprocess.Popen(command, pass_fds=[told], start_new_session=True, cwd=home)
+    with _keeper(home), os.fdopen(ready) as answers:
+        try:
+            request = {"op": "start", "mount_id": name, "spec": str(home / "spec.json"), "log": spec.log}
+            answer, received = client.call(home, request, [told])
+        finally:
+            os.close(told)
+        with os.fdopen(received[0]) as ended:
+            said = [line.rstrip("\n") for line in answers]  # the server closes it when it has mounted
+            if said[-1:] != ["READY"]:
+                raise RuntimeError(f"The volume server did not start ({said}): see {spec.log}.")
+            try:
+                yield Subject(name, mountpoint, answer["pid"])
+            finally:
+                subprocess.run(["umount", str(mountpoint)], check=False, stderr=subprocess.DEVNULL)
+                if not select.select([ended], [], [], 10)[0]:
+                    signal.pidfd_send_signal(ended.fileno(), signal.SIGTERM)
+                    select.select([ended], [], [], 10)
+
+
+@contextlib.contextmanager
+def _keeper(home: Path) -> Iterator[None]:
+    """A keeper of its own for one mount."""
+    ready, told = os.pipe()
+    command = [sys.executable, "-m", "fusevol.keeper", "--dir", str(home), "--ready-fd", str(told)]
+    keeper = subprocess.Popen(command, pass_fds=[told], start_new_session=True)
     os.close(told)
     try:
         with os.fdopen(ready) as answers:
-            last = next((line for line in answers if not line.startswith("SCAN")), "ERROR it said nothing")
-        if not last.startswith("READY"):
-            raise RuntimeError(f"The volume server did not start ({last.strip()}): see {home / 'log'}.")
-        yield Subject(name, mountpoint, server.pid)
+            if answers.readline() != "READY\n":
+                raise RuntimeError(f"The keeper did not start: see {home}/keeper.log.")
+        yield
     finally:
-        _stop(server, mountpoint)
+        keeper.terminate()
+        keeper.wait(10)
 
 
 @contextlib.contextmanager

@@ -14,11 +14,13 @@ from typing import Any
 
 from agent.client import Client
 from fusevol.errors import FusevolError
+from fusevol.keeper import client as keeper
 from fusevol.server.client import call
 from fusevol.transport import mount
 from tests.support.devices import tear_down
 from tests.support.logs import LogCheck
 from tests.support.polling import eventually
+from tests.support.processes import alive
 
 _ROOT = Path(__file__).parents[2]
 
@@ -43,6 +45,7 @@ class Agent:
         (directory / "agent.yaml").touch()
         self._process: subprocess.Popen[bytes] | None = None
         logs.watch(self.log)
+        logs.watch(self.run_dir / "keeper.log")
 
     @property
     def pool(self) -> Path:
@@ -138,20 +141,30 @@ class Agent:
                 pids.append(int(call(control, {"op": "status"}, timeout=5)["pid"]))
         return pids
 
+    def keeper(self) -> int | None:
+        """Process id of the keeper, if one answers."""
+        try:
+            answer, descriptors = keeper.call(self.run_dir, {"op": "hello"}, timeout=5)
+        except FusevolError:
+            return None
+        for descriptor in descriptors:
+            os.close(descriptor)
+        return int(answer["pid"])
+
     def processes(self) -> list[int]:
         """Process ids of all volume servers of this agent's run directory, whether they answer or not."""
         found = []
         for entry in Path("/proc").iterdir():
             try:
-                words = (entry / "cmdline").read_bytes().split(b"\0") if entry.name.isdigit() else []
-            except (FileNotFoundError, ProcessLookupError):
+                errors = os.readlink(entry / "fd" / "2") if entry.name.isdigit() else ""
+            except OSError:  # ended, or not to be looked at
                 continue
-            if any(word.startswith(os.fsencode(self.run_dir / "servers")) for word in words):
+            if errors.startswith(f"{self.run_dir}/servers/"):
                 found.append(int(entry.name))
         return sorted(found)
 
     def close(self) -> None:
-        """End agent, mounts and volume servers, whatever state they are in."""
+        """End agent, keeper, mounts and volume servers, whatever state they are in."""
         if self._process is not None and self._process.poll() is None:
             self._process.terminate()
             try:
@@ -159,6 +172,10 @@ class Agent:
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait(20)
+        keeping = self.keeper()
+        if keeping is not None:
+            os.kill(keeping, signal.SIGKILL)
+            eventually(lambda: not alive(keeping), 10.0, what=f"keeper {keeping} has ended")
         pids = self.processes()
         # the mounts' ends are the servers' ends; a lazy unmount of everything, bind mounts first
         for found in mount.below(self.directory):
@@ -166,18 +183,9 @@ class Agent:
                 mount.unmount(found.mountpoint)
         for pid in pids:
             try:
-                eventually(lambda pid=pid: not _alive(pid), 10.0)
+                eventually(lambda pid=pid: not alive(pid), 10.0)
             except AssertionError:
                 os.kill(pid, signal.SIGKILL)
         tear_down(self.directory)
         for pid in pids:
-            eventually(lambda pid=pid: not _alive(pid), 10.0, what=f"volume server {pid} has ended")
-
-
-def _alive(pid: int) -> bool:
-    """Whether the process runs (a zombie, which only its parent can end, does not)."""
-    try:
-        status = Path(f"/proc/{pid}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return status.rpartition(")")[2].split()[0] != "Z"
+            eventually(lambda pid=pid: not alive(pid), 10.0, what=f"volume server {pid} has ended")
