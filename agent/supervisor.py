@@ -12,6 +12,7 @@ left, so the pipe's end means that there is none and the next keeper may be aske
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import signal
@@ -266,7 +267,8 @@ class KeeperSupervisor:
                 server.stopping = False
                 raise
         else:
-            if not answer.get("ok"):
+            # EINVAL: it is unmounted already, by a stop that was interrupted
+            if not answer.get("ok") and answer.get("errno") != errno.EINVAL:
                 server.stopping = False
                 raise ConflictError(str(answer.get("error") or f"The mount of {mount_id} is in use: try again later."))
         with trio.move_on_after(GRACE):
