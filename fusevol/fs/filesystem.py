@@ -483,6 +483,10 @@ class FileSystem(Names):
         """What is used, settled; ``None`` without a quota."""
         return self._accounts.usage() if self._accounts is not None else None
 
+    def known(self) -> list[int]:
+        """The nodes that the kernel knows, but the root."""
+        return self._nodes.numbers()
+
     def stats(self) -> FsStats:
         """Counts of what is held."""
         return FsStats(len(self._nodes), len(self._files), len(self._dirs), self._nodes.descriptors())

@@ -162,6 +162,11 @@ class Nodes:
     def __len__(self) -> int:
         return len(self._by_number)
 
+    def numbers(self) -> list[int]:
+        """The numbers of all nodes but the root."""
+        with self._lock:
+            return [number for number in self._by_number if number != ROOT_NODE]
+
     def descriptors(self) -> int:
         """How many O_PATH descriptors are open, the root's included."""
         return len(self._open) + 1

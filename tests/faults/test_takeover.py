@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import subprocess
 import threading
@@ -83,6 +84,26 @@ def held(
             mount.abort(found.minor)
             mount.unmount(point, lazy=True)
         holder.close()
+
+
+def test_mapped_writes_are_noticed_by_the_next(held: tuple[Holder, MountSpec]) -> None:
+    """A file that was mapped before the kill shows the time of a write to the mapping after it."""
+    holder, spec = held
+    path = Path(spec.mountpoint) / "f"
+    path.write_bytes(bytes(4096))
+    with path.open("r+b") as f:
+        mapping = mmap.mmap(f.fileno(), 4096)
+    with mapping:
+        holder.kill()
+        holder.start()
+        path.stat()
+        os.utime(path, (1, 1))
+        mapping[:4] = b"late"
+        mapping.flush()
+        noticed = eventually(lambda: path.stat().st_mtime > 1e9, 5, what="the new time of change")
+
+    assert noticed
+    assert path.read_bytes()[:5] == b"late\0"
 
 
 def test_no_system_call_fails(held: tuple[Holder, MountSpec]) -> None:

@@ -36,7 +36,6 @@ TABLE: Final = (
     Feature("handle-killpriv-v2", 28, "5.11", "a request before every write, to ask for security.capability"),
     Feature("setxattr-ext", 29, "5.13", "setting an ACL does not clear setgid"),
     Feature("init-ext", 30, "5.17", "none of the features below"),
-    Feature("direct-io-allow-mmap", 36, "6.6", "no shared mmap of a setuid file that is open for writing"),
     Feature("passthrough", 37, "6.9", "all file data goes through the volume server"),
     Feature("has-resend", 39, "6.9", "a request in flight is lost with its server"),
     Feature("allow-idmap", 40, "6.12", "no idmapped mounts: pods in user namespaces cannot use the volume"),

@@ -78,8 +78,10 @@ class Operations:
         self._entry_s, self._entry_ns = p.seconds(policy.entry)
         self._attr_s, self._attr_ns = p.seconds(policy.attr)
         self._mapped_for = min((self._attr_s, self._attr_ns), (_MAPPED, 0))
-        self.mapped: set[int] = set()
+        self._mapped: set[int] = set()
         """Nodes that may be mapped and written past the server, and past the kernel's notice, once opened."""
+        self._inherited = set(fs.known() if passthrough is not None else ())
+        """Those that an earlier server of the connection may have opened so."""
         self._keep = p.FOPEN_KEEP_CACHE if policy.keep_pages else 0
         self._listing = self._keep | p.FOPEN_CACHE_DIR if policy.keep_pages else 0
         self._absent: bytes | None = None
@@ -129,7 +131,9 @@ class Operations:
 
     def _trust(self, node: int) -> tuple[int, int]:
         """How long the attributes of *node* may be trusted: seconds and nanoseconds."""
-        return self._mapped_for if node in self.mapped else (self._attr_s, self._attr_ns)
+        if node in self._mapped or node in self._inherited:
+            return self._mapped_for
+        return self._attr_s, self._attr_ns
 
     def _entry(self, entry: Entry) -> bytes:
         attr_s, attr_ns = self._trust(entry.node)
@@ -143,8 +147,8 @@ class Operations:
     def _opened(self, node: int, fh: int, flags: int) -> bytes:
         if self._passthrough is None:
             return p.OPEN_OUT.pack(fh, self._keep, 0)
-        if flags & os.O_ACCMODE == os.O_RDWR and node not in self.mapped:
-            self.mapped.add(node)
+        if flags & os.O_ACCMODE == os.O_RDWR and node not in self._mapped:
+            self._mapped.add(node)
             self._passthrough.forget_attributes(node)
         how, backing = self._passthrough.opened(node, self._fs.descriptor(fh))
         if backing:
@@ -174,7 +178,8 @@ class Operations:
             self._forget(node, count)
 
     def _forget(self, node: int, count: int) -> None:
-        self.mapped.discard(node)
+        self._mapped.discard(node)
+        self._inherited.discard(node)
         try:
             self._fs.forget(node, count)
         except Exception as e:  # noqa: BLE001  # nobody is waiting for an answer, and the others must be forgotten too
