@@ -151,6 +151,9 @@ GETATTR_FH: Final = 1
 OPEN_KILL_SUIDGID: Final = 1
 WRITE_KILL_SUIDGID: Final = 4
 FSYNC_FDATASYNC: Final = 1
+RENAME_EXCHANGE: Final = 2
+"""Flags of RENAME2 are those of renameat2(2)."""
+RENAME_WHITEOUT: Final = 4
 SETXATTR_ACL_KILL_SGID: Final = 1
 
 FOPEN_KEEP_CACHE: Final = 2

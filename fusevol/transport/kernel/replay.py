@@ -6,24 +6,24 @@ may be done twice. Those that may not are recognised by what they find:
 * A name that is to be removed or renamed is gone, a name that is to be made exists. The kernel holds the lock of the
   directory while it asks, and has looked the name up before: in a volume that only this mount changes nobody else can
   have done it. (In a volume that others change too, they may have: the answer is then "done", which it is.)
-* Two operations leave no such trace: exchanging two names, and moving a file's content by fallocate. Before these, what
-  is found is written down as an *intent*, by the request's number.
+* Two kinds of renaming leave no such trace, since the old name is there afterwards too: exchanging two names, and
+  leaving a whiteout behind. Before these, the inodes of both names are written down as an *intent*, by the request's
+  number.
 """
 
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
+from struct import error as StructError  # noqa: N812  # an exception's name
 from typing import Any, Final, Protocol
 
 from fusevol.fs import FileSystem
-from fusevol.fs._libc import FALLOC_FL_COLLAPSE_RANGE, FALLOC_FL_INSERT_RANGE, RENAME_EXCHANGE
 from fusevol.transport.kernel import protocol as p
 from fusevol.transport.kernel.operations import Answer, Operations
 from fusevol.transport.kernel.protocol import Op
 
-_MOVES: Final = FALLOC_FL_COLLAPSE_RANGE | FALLOC_FL_INSERT_RANGE
-WITHOUT_TRACE: Final = frozenset({Op.RENAME2, Op.FALLOCATE})
+WITHOUT_TRACE: Final = frozenset({Op.RENAME2})
+"""Operations that come to :meth:`Replay.first_time`."""
 _MAKE: Final = frozenset({Op.MKNOD, Op.MKDIR, Op.SYMLINK, Op.LINK})
 _REMOVE: Final = frozenset({Op.UNLINK, Op.RMDIR})
 _O_EXCL: Final = 0o200
@@ -52,10 +52,10 @@ class Replay:
 
     def first_time(self, unique: int, op: int, node: int, argument: Any, at: int, rest: memoryview, ids: Any) -> Answer:
         """A request of :data:`WITHOUT_TRACE`: what it finds is written down first."""
-        before = self._before(op, node, argument, at, rest)
+        before = self._inodes(node, argument, at, rest)
         if before is None:
             return self._operations.carry_out(op, node, argument, at, rest, ids)
-        where = self._intents.intend(unique, *before)
+        where = self._intents.intend(unique & ~p.RESENT, *before)
         found = self._operations.carry_out(op, node, argument, at, rest, ids)
         self._intents.drop_intent(where)
         return found
@@ -66,10 +66,13 @@ class Replay:
             intent = self._intents.intended(unique & ~p.RESENT)
             if intent is not None:
                 where, *before = intent
-                done = self._before(op, node, argument, at, rest) != tuple(before)
+                found: Answer = b""
+                if self._inodes(node, argument, at, rest) == tuple(before):
+                    found = self._operations.carry_out(op, node, argument, at, rest, ids)
                 self._intents.drop_intent(where)
-                if done:
-                    return b""
+                return found
+            found = self.first_time(unique, op, node, argument, at, rest, ids)
+            return self._was_renamed(op, argument, at, rest) if found == errno.ENOENT else found
         if op == Op.CREATE:
             argument, at = bytearray(argument[at : at + p.CREATE_IN.size]), 0
             flags, *others = p.CREATE_IN.unpack(argument)
@@ -83,29 +86,26 @@ class Replay:
             return self._same_value(node, argument, at, rest)
         if found == errno.EEXIST and op in _MAKE:
             return self._operations.carry_out(Op.LOOKUP, node, b"", 0, rest, ids)
-        if found == errno.ENOENT and op in {Op.RENAME, Op.RENAME2}:
+        if found == errno.ENOENT and op == Op.RENAME:
             return self._was_renamed(op, argument, at, rest)
         return found
 
-    def _before(self, op: int, node: int, argument: Any, at: int, rest: memoryview) -> tuple[int, int] | None:
-        """What a request of :data:`WITHOUT_TRACE` finds; ``None`` if it may be done twice, or can't be done."""
-
-        def exchange() -> tuple[int, int] | None:
+    def _inodes(self, node: int, argument: Any, at: int, rest: memoryview) -> tuple[int, int] | None:
+        """The inodes of both names of a RENAME2 (0: none); ``None`` if it may be done twice, or can't be done."""
+        try:
             parent, flags = p.RENAME2_IN.unpack_from(argument, at)
-            if not flags & RENAME_EXCHANGE:
+            if not flags & (p.RENAME_EXCHANGE | p.RENAME_WHITEOUT):
                 return None
             old, new = p.names(rest, 2)
-            return self._fs.inode(node, old), self._fs.inode(parent, new)
+            return self._fs.inode(node, old), self._inode(parent, new)
+        except (OSError, StructError):
+            return None  # it will fail: carrying it out tells how
 
-        def move() -> tuple[int, int] | None:
-            fh, _offset, _length, mode = p.FALLOCATE_IN.unpack_from(argument, at)
-            return (self._fs.getattr(node, fh).st_size, 0) if mode & _MOVES else None
-
-        find: Callable[[], tuple[int, int] | None] = exchange if op == Op.RENAME2 else move
+    def _inode(self, parent: int, name: bytes) -> int:
         try:
-            return find()
-        except OSError:
-            return None
+            return self._fs.inode(parent, name)
+        except FileNotFoundError:
+            return 0
 
     def _was_renamed(self, op: int, argument: Any, at: int, rest: memoryview) -> Answer:
         parent = (p.RENAME_IN if op == Op.RENAME else p.RENAME2_IN).unpack_from(argument, at)[0]
