@@ -40,6 +40,10 @@ class FileRecord(NamedTuple):
 class Memory(Protocol):
     """See above. *where* names a record. Thread-safe."""
 
+    @property
+    def longest_handle(self) -> int:
+        """Bytes of a file handle for which there is room; a filesystem that has longer ones is not remembered."""
+
     def add_node(self, number: int, generation: int, key: tuple[int, int], lookups: int, handle: bytes) -> int:
         """Remember a node. Raises ``OSError(ENFILE)`` when there is no room for more."""
 

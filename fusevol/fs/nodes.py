@@ -106,7 +106,7 @@ class Nodes:
         self.handles = self._have_handles()
         self.gone: list[Node] = []
         """Unlinked nodes that nobody knows any longer, whose space is free now: the accounting takes them."""
-        if memory is not None and self.handles:
+        if memory is not None and self.handles and len(_libc.file_handle(fd)) <= memory.longest_handle:
             self._restore(memory)
             self._memory = memory
 

@@ -1,4 +1,4 @@
-"""The session memory: a memfd that outlives the volume server, since the keeper holds it too, and what is in it.
+"""The session memory: a memfd that outlives the volume server where somebody else holds it too, and what is in it.
 
 Layout, version 1: a page with the header, then tables of fixed-size records. A record is in use if its first word is
 not 0. That word is written last and cleared first, as one 8-byte store, so that a kill at any moment leaves a record
@@ -155,12 +155,15 @@ class SessionMemory:
         _magic, _version, minor, flags, max_write, _nodes, _files = _HEADER.unpack_from(self._memory, 0)
         return minor, flags, max_write
 
+    @property
+    def longest_handle(self) -> int:
+        """See :class:`fusevol.fs.memory.Memory`."""
+        return _HANDLE_MOST
+
     # -- the filesystem's ---------------------------------------------------------------------------------------------
 
     def add_node(self, number: int, generation: int, key: tuple[int, int], lookups: int, handle: bytes) -> int:
         """See :class:`fusevol.fs.memory.Memory`."""
-        if len(handle) > _HANDLE_MOST:
-            raise OSError(errno.EOVERFLOW, os.strerror(errno.EOVERFLOW))
         with self._lock:
             before = self._nodes.high
             where = self._nodes.add(number, generation, *key, lookups, 0, len(handle), handle)
