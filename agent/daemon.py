@@ -8,7 +8,6 @@ from the moment the objects are read.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import os
 import signal
@@ -41,6 +40,7 @@ from agent.volumes.byhand import ByHand
 from agent.volumes.mounter import Mounter
 from fusevol import objects
 from fusevol.errors import AlreadyExistsError, FusevolError, UnavailableError
+from fusevol.files import locked
 
 Obj = dict[str, Any]
 _FIRST_CLASS = "default-class-made"
@@ -56,7 +56,8 @@ async def serve(config: Config, *, step: Step = no_step) -> None:
     _set_up_logging(config.log_level)
     for directory, mode in ((config.state_dir, 0o755), (config.run_dir, 0o755), (config.socket.parent, 0o755)):
         _make(directory, mode)
-    with _locked(config.state_dir / "agent.lock"), listen(config.socket) as listener:
+    state_dir = config.state_dir
+    with locked(state_dir / "agent.lock", lambda pid: _used(pid, state_dir)), listen(config.socket) as listener:
         try:
             pools = await Pools.open(config.pools, step=step)
             store = Store.open(config.state_dir / "agent.db")
@@ -221,23 +222,9 @@ def _make(directory: Path, mode: int) -> None:
         raise UnavailableError(f"The directory {directory} cannot be made: {e.strerror}.") from e
 
 
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold the lock of a state directory: two agents on one state would undo each other's work."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as e:
-            owner = os.read(descriptor, 20).decode(errors="replace").strip()
-            raise UnavailableError(
-                f"Another agent (pid {owner or 'unknown'}) uses {path.parent}: stop it, or choose another --state-dir."
-            ) from e
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
-        yield
-    finally:
-        os.close(descriptor)
+def _used(pid: str, state_dir: Path) -> UnavailableError:
+    """Two agents on one state would undo each other's work."""
+    return UnavailableError(f"Another agent (pid {pid}) uses {state_dir}: stop it, or choose another --state-dir.")
 
 
 def _set_up_logging(level: str) -> None:

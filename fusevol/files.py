@@ -1,4 +1,4 @@
-"""The few things that plain file calls do not promise: files written whole and durably, and opening without crossing.
+"""What plain file calls do not promise: files written whole and durably, locks, opening without crossing.
 
 ``open_directory`` asks the kernel (openat2(2), Linux 5.6) not to follow symbolic links and not to enter a mount: device
 numbers alone do not show a bind mount of the same filesystem. Older kernels get O_NOFOLLOW and the caller's comparison
@@ -7,10 +7,13 @@ of device numbers.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
+import fcntl
 import os
 import struct
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -62,6 +65,29 @@ def sync_filesystem(path: Path) -> None:
             raise OSError(code, os.strerror(code), str(path))
     finally:
         os.close(fd)
+
+
+@contextlib.contextmanager
+def locked(path: Path, busy: Callable[[str], Exception]) -> Iterator[None]:
+    """Be the only process that holds the lock file *path*, which names the holder's pid.
+
+    Raises what *busy* makes of the holder's pid (or "unknown") if there is one. It is a POSIX lock (lockf), not flock:
+    an flock belongs to the open file, which a forked child shares, so a child that has not closed it yet could keep
+    the next process out. A process must not open *path* otherwise while it holds the lock: closing that releases it.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as e:
+            if e.errno not in {errno.EACCES, errno.EAGAIN}:
+                raise
+            raise busy(os.pread(descriptor, 20, 0).decode(errors="replace").strip() or "unknown") from e
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def temporary_name(path: Path) -> Path:

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import pytest
 
+from fusevol.transport.kernel import uring
 from tests.support.agent import Agent
 from tests.support.devices import Kind, make_loop_fs, tear_down
 from tests.support.logs import LogCheck
@@ -31,6 +32,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("root"):
                 item.add_marker(pytest.mark.skip(reason="needs root: it mounts"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def io_uring_as_it_was() -> Iterator[None]:
+    """Tests may switch FUSE over io_uring on for the machine: it is as before when they are done."""
+    before = uring.PARAMETER.read_text() if uring.PARAMETER.exists() else None
+    yield
+    if before is not None and uring.PARAMETER.read_text() != before:
+        uring.PARAMETER.write_text(before)
 
 
 @pytest.fixture(autouse=True)

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import os
 import socket
+import struct
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 from fusevol.errors import TimeoutExpiredError, UnavailableError
 from fusevol.keeper import wire
+
+_TIMEVAL: Final = struct.Struct("@ll")
+"""Seconds and microseconds (socket(7))."""
 
 
 def call(
@@ -25,12 +30,16 @@ def call(
     deadline = time.monotonic() + timeout
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC) as connection:
-            connection.settimeout(timeout)
-            _connect(connection, os.fspath(path), deadline)
+            # a blocking connect(2) waits for room in the queue of the keeper, for as long as a send may (unix(7))
+            connection.setsockopt(
+                socket.SOL_SOCKET, socket.SO_SNDTIMEO, _TIMEVAL.pack(*divmod(int(timeout * 1e6), 10**6))
+            )
+            connection.connect(os.fspath(path))
+            connection.settimeout(max(0.001, deadline - time.monotonic()))
             socket.send_fds(connection, [wire.encode(request)], descriptors)
             connection.settimeout(max(0.001, deadline - time.monotonic()))
             data, received, _, _ = socket.recv_fds(connection, wire.LIMIT + 1, wire.DESCRIPTORS)
-    except TimeoutError as e:
+    except (TimeoutError, BlockingIOError) as e:
         raise TimeoutExpiredError(
             f"The keeper behind {path} gave no answer within {timeout:g} seconds: end it (its pid is in keeper.lock)."
         ) from e
@@ -44,18 +53,6 @@ def call(
         for descriptor in received:
             os.close(descriptor)
         raise UnavailableError(f"The keeper behind {path} hung up without an answer: see keeper.log.") from e
-
-
-def _connect(connection: socket.socket, path: str, deadline: float) -> None:
-    while True:
-        try:
-            connection.connect(path)
-        except BlockingIOError:  # so many are waiting to be heard that the queue is full (EAGAIN in connect(2))
-            if time.monotonic() > deadline:
-                raise TimeoutError from None
-            time.sleep(0.005)
-        else:
-            return
 
 
 def servers(directory: Path) -> tuple[list[wire.Message], list[wire.Message]]:

@@ -4,8 +4,7 @@ One thread and one loop that never blocks: whatever a client does, the next one 
 the agent decides, and a server that was started needs its keeper for nothing more. So a keeper may be killed at any
 moment: its servers live on, and a new keeper takes its place in the directory.
 
-Who keeps a directory is decided by a lock on ``keeper.lock``. It is a POSIX lock (lockf), not flock: an flock belongs
-to the open file, which a forked child shares, so a server that has not closed it yet could keep the next keeper out.
+Who keeps a directory is decided by a lock on ``keeper.lock``, which no forked child can hold.
 
 Children are watched through pidfds in the same loop, not SIGCHLD: no handler is installed that a child would have to
 undo, and the pidfd that the agent gets of a server cannot mean another process, as a number can.
@@ -14,8 +13,6 @@ undo, and the pidfd that the agent gets of a server cannot mean another process,
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import logging
 import os
 import resource
@@ -30,6 +27,7 @@ from typing import Final
 
 from fusevol import __version__
 from fusevol.errors import FusevolError, UnavailableError, UsageError
+from fusevol.files import locked
 from fusevol.keeper import image, wire
 from fusevol.keeper.child import become
 from fusevol.keeper.children import Child, Children
@@ -237,25 +235,8 @@ def _closing(descriptors: list[int]) -> Iterator[None]:
             os.close(descriptor)
 
 
-@contextlib.contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    """Be the only keeper of *directory*. Raises :class:`UnavailableError` when another one lives."""
-    descriptor = os.open(directory / "keeper.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        try:
-            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as e:
-            if e.errno not in {errno.EACCES, errno.EAGAIN}:
-                raise
-            owner = os.pread(descriptor, 20, 0).decode(errors="replace").strip()
-            raise UnavailableError(
-                f"Another keeper (pid {owner or 'unknown'}) serves {directory}: use that one."
-            ) from e
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
-        yield
-    finally:
-        os.close(descriptor)
+def _already(pid: str, directory: Path) -> UnavailableError:
+    return UnavailableError(f"Another keeper (pid {pid}) serves {directory}: use that one.")
 
 
 def _arguments(argv: Sequence[str]) -> tuple[Path, int | None]:
@@ -273,7 +254,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         directory, ready = _arguments(argv)
         os.chdir("/")
-        with _locked(directory):
+        with locked(directory / "keeper.lock", lambda pid: _already(pid, directory)):
             hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
             image.settle(directory / ".rehearsal")

@@ -1,4 +1,4 @@
-"""Fixtures of the tests with a whole agent: the agent itself, and podman."""
+"""Fixtures of the tests with a whole agent: podman, and an agent that uses it."""
 
 from __future__ import annotations
 
@@ -12,16 +12,6 @@ import pytest
 from tests.support.agent import Agent
 from tests.support.logs import LogCheck
 from tests.support.podman import Podman
-
-
-@pytest.fixture
-def agent(workdir: Path, logs: LogCheck) -> Iterator[Agent]:
-    """A running agent with nothing configured."""
-    running = Agent(workdir, logs)
-    try:
-        yield running.start()
-    finally:
-        running.close()
 
 
 @pytest.fixture(scope="session")

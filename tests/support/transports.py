@@ -13,7 +13,8 @@ from tests.support.servers import VolumeServer
 def fields(name: str) -> dict[str, Any]:
     """The fields of a MountSpec for ``kernel`` (/dev/fuse), ``io_uring`` or ``pyfuse3``.
 
-    io_uring is switched on for the machine, and stays on: a mount that exists is not changed by that.
+    io_uring is switched on for the machine until the end of all tests (``tests/conftest.py``); a mount that exists is
+    not changed by that.
     """
     if name == "pyfuse3":
         return {"transport": "pyfuse3"}

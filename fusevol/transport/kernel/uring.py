@@ -47,7 +47,6 @@ _STATE_IN: Final = Struct("=8xQI")  # flags commit_id payload_sz
 _PAYLOAD_SIZE: Final = Struct("=I")
 _PAYLOAD_SIZE_AT: Final = _STATE + 16
 _HEADER_SIZE: Final = 288
-_STATE_END: Final = _HEADER_SIZE
 _IOVECS: Final = 512
 """Where the iovecs are, in the same page behind the header."""
 _IOVEC: Final = Struct("=QQQQ")
@@ -93,7 +92,7 @@ def entry_size(max_write: int) -> int:
 class _Slot:
     """One entry: its thread, its buffers."""
 
-    __slots__ = ("address", "argument", "busy", "header", "payload", "queue", "thread")
+    __slots__ = ("address", "busy", "header", "payload", "queue", "thread")
 
     def __init__(self, region: Region, index: int, size: int, queue: int | None) -> None:
         start = index * (_PAGE + size)
@@ -112,7 +111,7 @@ class _Slot:
     def save(self, commit: int) -> None:
         """Copy what the answer will be written over, so that the request can be carried out again."""
         header = self.header
-        header[_COPY_AT : _COPY_AT + _STATE_END] = header[:_STATE_END]
+        header[_COPY_AT : _COPY_AT + _HEADER_SIZE] = header[:_HEADER_SIZE]
         size = min(_STATE_IN.unpack_from(header, _STATE)[1], _COPY_REST)
         header[_COPY_REST_AT : _COPY_REST_AT + size] = self.payload[:size]
         _WORD.pack_into(header, _SAVED_AT, commit)
@@ -122,7 +121,7 @@ class _Slot:
         header = self.header
         if _WORD.unpack_from(header, _SAVED_AT)[0] != commit:
             return  # it was not begun
-        header[:_STATE_END] = header[_COPY_AT : _COPY_AT + _STATE_END]
+        header[:_HEADER_SIZE] = header[_COPY_AT : _COPY_AT + _HEADER_SIZE]
         size = min(_STATE_IN.unpack_from(header, _STATE)[1], _COPY_REST)
         self.payload[:size] = header[_COPY_REST_AT : _COPY_REST_AT + size]
 
