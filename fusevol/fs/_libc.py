@@ -14,6 +14,8 @@ from fusevol.fs.types import NOW
 
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 
+BY_FD: Final = b"/proc/self/fd/%d"
+"""A path to the inode behind a descriptor, which may be one opened with O_PATH (proc(5))."""
 AT_EMPTY_PATH: Final = 0x1000
 UTIME_NOW: Final = (1 << 30) - 1
 UTIME_OMIT: Final = (1 << 30) - 2
@@ -103,7 +105,7 @@ def link(fd: int, newdir: int, newname: bytes) -> None:
         return
     # AT_EMPTY_PATH takes CAP_DAC_READ_SEARCH; anybody may go through /proc
     try:
-        os.link(b"/proc/self/fd/%d" % fd, newname, dst_dir_fd=newdir, follow_symlinks=True)
+        os.link(BY_FD % fd, newname, dst_dir_fd=newdir, follow_symlinks=True)
     except OSError as e:
         raise OSError(e.errno, e.strerror) from None
 

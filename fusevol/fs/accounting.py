@@ -35,15 +35,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
-import struct
 import threading
-from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from fusevol.fs import _libc
+from fusevol.fs import _libc, backing
 from fusevol.fs.nodes import Node, Nodes
 from fusevol.fs.types import Quota, Usage
 
@@ -56,88 +53,15 @@ _ROOM: Final = 1 << 20
 """Bytes left from which writes need not allocate first any longer."""
 _PIECES: Final = 256
 """Extents for which a file's map takes a block, at least (340 on ext4, 250 on XFS)."""
-_FIEMAP: Final = 0xC020660B
-_FIEMAP_LAST: Final = 1
-
-
-def backing_type(fd: int) -> str:
-    """The type of the filesystem of *fd* as in mountinfo (proc(5)); empty if it is not found there (btrfs)."""
-    device = os.fstat(fd).st_dev
-    wanted = f"{os.major(device)}:{os.minor(device)}"
-    with Path("/proc/self/mountinfo").open("rb") as lines:
-        for line in lines:
-            fields = line.decode(errors="replace").split()
-            if fields[2] == wanted:
-                return fields[fields.index("-") + 1]
-    return ""
 
 
 def _no_space() -> OSError:
     return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def _holes(fd: int, start: int, end: int, block: int) -> list[tuple[int, int]]:
-    """The parts of *start* to *end*, whole blocks, that have no blocks: by FIEMAP, or SEEK_DATA where there is none."""
-    try:
-        return _unmapped(fd, start, end)
-    except OSError:
-        pass
-    holes: list[tuple[int, int]] = []
-    while start < end:
-        # the end of the file is reported as a hole, even within a block
-        hole = _seek(fd, start, os.SEEK_HOLE, end)
-        hole += -hole % block
-        if hole >= end:
-            break
-        data = _seek(fd, hole, os.SEEK_DATA, end)
-        data -= data % block
-        if data > hole:
-            holes.append((hole, data))
-        start = max(data, hole + block)
-    return holes
-
-
-def _unmapped(fd: int, at: int, end: int, extents: int = 64) -> list[tuple[int, int]]:
-    holes: list[tuple[int, int]] = []
-    while at < end:
-        buffer = bytearray(32 + 56 * extents)
-        struct.pack_into("=QQIIII", buffer, 0, at, end - at, 0, 0, extents, 0)
-        fcntl.ioctl(fd, _FIEMAP, buffer)
-        count: int = struct.unpack_from("=I", buffer, 20)[0]
-        last = count < extents
-        for i in range(count):
-            logical, _physical, length = struct.unpack_from("=QQQ", buffer, 32 + 56 * i)
-            (flags,) = struct.unpack_from("=I", buffer, 32 + 56 * i + 40)
-            if logical > at:
-                holes.append((at, min(logical, end)))
-            at = max(at, logical + length)
-            last = last or bool(flags & _FIEMAP_LAST)
-        if last:
-            break
-    if at < end:
-        holes.append((at, end))
-    return holes
-
-
-def _pieces(fd: int) -> int:
-    """How many extents a file has; 0 where nobody can say."""
-    buffer = bytearray(32)
-    struct.pack_into("=QQIIII", buffer, 0, 0, (1 << 64) - 1, 0, 0, 0, 0)
-    try:
-        fcntl.ioctl(fd, _FIEMAP, buffer)
-    except OSError:
-        return 0
-    count: int = struct.unpack_from("=I", buffer, 20)[0]
-    return count
-
-
-def _seek(fd: int, offset: int, whence: int, end: int) -> int:
-    try:
-        return min(os.lseek(fd, offset, whence), end)
-    except OSError as e:
-        if e.errno != errno.ENXIO:
-            raise
-        return end if whence == os.SEEK_DATA else offset
+def _begin(node: Node, fd: int) -> None:
+    """Find out what has been counted of a node that an earlier server knew: what its inode has now."""
+    node.charged = os.fstat(fd).st_blocks * 512
 
 
 class Change:
@@ -167,7 +91,7 @@ class Change:
             lock.acquire()
             self._locks.append(lock)
             if node.charged < 0:
-                node.charged = os.fstat(fd).st_blocks * 512
+                _begin(node, fd)
         return self
 
     def added(self, nbytes: int) -> None:
@@ -201,7 +125,7 @@ class Accounts:
         self._moving: dict[Node, None] = {}
         self._moving_lock = threading.Lock()
         self.block = max(os.fstatvfs(nodes.mount_fd).f_bsize, 4096)
-        self._kind = backing_type(nodes.mount_fd)
+        self._kind = backing.kind(nodes.mount_fd)
         self._delays = self._kind in {"ext4", "tmpfs"}
         """Whether a write may be left to the backing store's own allocation where there is room."""
         self._moves = self._kind != "tmpfs"
@@ -278,7 +202,7 @@ class Accounts:
             self._tight = False
         with lock:
             if node.charged < 0:
-                node.charged = os.fstat(fd).st_blocks * 512
+                _begin(node, fd)
             if self._is_allocated(node, fd, offset, end):
                 return os.pwrite(fd, data, offset)
             if not self._tight:
@@ -313,7 +237,7 @@ class Accounts:
         if self._kind not in {"ext4", "xfs"}:
             return False  # btrfs looks for other users of each extent first
         try:
-            return not _unmapped(fd, offset, end, 4)
+            return not backing.unmapped(fd, offset, end, 4)
         except OSError:
             return False
 
@@ -343,7 +267,7 @@ class Accounts:
         """Write what fits. ``None`` if that is not all, and more may fit when holds are given back; not if *final*."""
         block = self.block
         end = offset + len(data)
-        holes = _holes(fd, offset - offset % block, end + -end % block, block)
+        holes = backing.holes(fd, offset - offset % block, end + -end % block, block)
         need = sum(stop - start for start, stop in holes)
         spare = block if node.hold < block and self._map_may_grow(fd, len(holes)) else 0
         granted = self.quota.reserve_upto(need + spare, block)
@@ -394,7 +318,7 @@ class Accounts:
             return False
         if self._kind not in {"ext4", "xfs"}:
             return splits > 0  # btrfs counts a block that is copied twice, until write-back
-        pieces = _pieces(fd)
+        pieces = backing.pieces(fd)
         most = pieces + more + splits
         if self._kind == "ext4":  # four pieces are in the inode
             return pieces <= 4 < most or most % 340 < more + 6
@@ -427,12 +351,12 @@ class Accounts:
         nbytes = 0 if mode & _libc.FALLOC_FL_PUNCH_HOLE else offset % block + length + 2 * block
         with node.lock or self.lock_of(node):
             if node.charged < 0:
-                node.charged = os.fstat(fd).st_blocks * 512
+                _begin(node, fd)
             try:
                 self.quota.reserve(nbytes, 0)
             except OSError:
                 end = offset + length
-                holes = _holes(fd, offset - offset % block, end + -end % block, block)
+                holes = backing.holes(fd, offset - offset % block, end + -end % block, block)
                 nbytes = sum(stop - start for start, stop in holes)
                 self.quota.reserve(nbytes, 0)
             try:
@@ -457,7 +381,7 @@ class Accounts:
         with node.lock or self.lock_of(node):
             now = os.fstat(fd).st_blocks * 512
             if node.charged < 0:
-                node.charged = now
+                _begin(node, fd)
             if now != node.charged or (synced and node.hold):
                 hold = node.hold if synced and not node.moving else max(0, min(node.hold, now - node.charged))
                 self._hold(node, -hold)

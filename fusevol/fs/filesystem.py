@@ -14,19 +14,17 @@ import errno
 import os
 import stat
 from collections.abc import Iterator
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
-from fusevol.fs import _libc
-from fusevol.fs.accounting import Accounts, backing_type
+from fusevol.fs import _libc, backing
+from fusevol.fs.accounting import Accounts
+from fusevol.fs.attributes import Attributes
 from fusevol.fs.files import Handles, Numbers, OpenDirectory, OpenFile
 from fusevol.fs.identity import Identity
 from fusevol.fs.memory import FileRecord, Memory
-from fusevol.fs.names import DROPPED, Names, failure
+from fusevol.fs.names import DROPPED, failure
 from fusevol.fs.nodes import Node, Nodes
-from fusevol.fs.types import CACHE_EXCLUSIVE, CachePolicy, DirEntry, Quota, SetAttr, StatFs, Usage
-
-_FD: Final = b"/proc/self/fd/%d"
-_XATTR_BLOCKS: Final = 2
+from fusevol.fs.types import CACHE_EXCLUSIVE, CachePolicy, DirEntry, Quota, StatFs, Usage
 
 
 class FsStats(NamedTuple):
@@ -39,7 +37,7 @@ class FsStats(NamedTuple):
     """O_PATH descriptors of nodes; open files and directories have their own beside these."""
 
 
-class FileSystem(Names):
+class FileSystem(Attributes):
     """The tree below the directory *source*.
 
     *quota* is asked before anything grows. *descriptors* bounds the O_PATH descriptors that cached inodes hold.
@@ -99,11 +97,11 @@ class FileSystem(Names):
 
     def _open_again(self, node: Node, path: int, record: FileRecord) -> None:
         if record.flags & os.O_DIRECTORY:
-            fd = os.open(_FD % path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            fd = os.open(_libc.BY_FD % path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             self._nodes.hold(node)
             self._dirs.restore(record.fh, record.where, OpenDirectory(node, fd))
             return
-        fd = os.open(_FD % path, record.flags & ~(DROPPED | os.O_TRUNC | os.O_TMPFILE) | os.O_CLOEXEC)
+        fd = os.open(_libc.BY_FD % path, record.flags & ~(DROPPED | os.O_TRUNC | os.O_TMPFILE) | os.O_CLOEXEC)
         self._nodes.hold(node)
         self._files.restore(record.fh, record.where, OpenFile(node, fd, record.flags))
         if record.backing:
@@ -122,188 +120,7 @@ class FileSystem(Names):
     @property
     def backing_type(self) -> str:
         """The type of the backing filesystem as in mountinfo (proc(5)); empty if it is not found there (btrfs)."""
-        return backing_type(self._nodes.mount_fd)
-
-    # -- attributes ---------------------------------------------------------------------------------------------------
-
-    def getattr(self, node: int, fh: int | None = None) -> os.stat_result:
-        """Attributes of *node*."""
-        if fh is not None:
-            return os.fstat(self._files.get(fh).fd)
-        nodes = self._nodes
-        found = nodes.get(node)
-        fd = nodes.pin(found)
-        try:
-            return os.fstat(fd)
-        finally:
-            nodes.unpin(found)
-
-    def inode(self, parent: int, name: bytes) -> int:
-        """The backing inode number behind *name*, whose node is not looked up by this."""
-        nodes = self._nodes
-        above = nodes.get(parent)
-        fd = nodes.pin(above)
-        try:
-            return os.stat(name, dir_fd=fd, follow_symlinks=False).st_ino
-        finally:
-            nodes.unpin(above)
-
-    def statx(self, node: int, fh: int | None, mask: int) -> bytes:
-        """``struct statx`` of *node* (statx(2)): what getattr tells, and the time of birth. *mask* has STATX_* bits."""
-        nodes = self._nodes
-        found = nodes.get(node)
-        fd = nodes.pin(found)
-        try:
-            return _libc.statx(self._files.get(fh).fd if fh is not None else fd, mask)
-        finally:
-            nodes.unpin(found)
-
-    def setattr(self, node: int, change: SetAttr, fh: int | None) -> os.stat_result:
-        """Change what *change* names, and return the attributes then. Nothing is chown(2) of nothing: see there."""
-        self._may_write()
-        nodes = self._nodes
-        found = nodes.get(node)
-        fd = nodes.pin(found)
-        try:
-            if change.size is not None:
-                file = self._files.get(fh) if fh is not None else None
-                self._truncate(found, fd, file if file is not None and file.writable else None, change.size)
-            if change.kill:
-                self._clear_privileges(found, fd)
-            if change.uid is not None or change.gid is not None or not any(f is not None for f in change[:-1]):
-                # before the mode: it clears setuid and setgid bits, which the mode may set again
-                self._chown(
-                    found, fd, -1 if change.uid is None else change.uid, -1 if change.gid is None else change.gid
-                )
-            if change.mode is not None:
-                self._chmod(found, fd, stat.S_IMODE(change.mode))
-            if change.atime_ns is not None or change.mtime_ns is not None:
-                _libc.utime(fd, change.atime_ns, change.mtime_ns)
-            return os.fstat(fd)
-        finally:
-            nodes.unpin(found)
-
-    def _chown(self, node: Node, fd: int, uid: int, gid: int) -> None:
-        if self._accounts is None:
-            _libc.chown(fd, uid, gid)
-            return
-        with self._accounts.change([(node, fd)]):  # security.capability may go
-            _libc.chown(fd, uid, gid)
-
-    def _chmod(self, node: Node, fd: int, mode: int) -> None:
-        if stat.S_ISLNK(os.fstat(fd).st_mode):
-            raise failure(errno.EOPNOTSUPP)
-        if self._accounts is None:
-            os.chmod(_FD % fd, mode)
-            return
-        with self._accounts.change([(node, fd)]):  # an ACL may be rewritten
-            os.chmod(_FD % fd, mode)
-
-    def _clear_privileges(self, node: Node, fd: int) -> None:
-        """Clear setuid and setgid bits of a regular file.
-
-        Also the setgid bit of a file that its group cannot execute, which file_remove_privs() in fs/inode.c keeps if a
-        member of the group writes: who is one is not known here, and a stranger's write must clear it.
-        """
-        mode = os.fstat(fd).st_mode
-        kept = mode & ~(stat.S_ISUID | stat.S_ISGID)
-        if kept != mode and stat.S_ISREG(mode):
-            self._chmod(node, fd, stat.S_IMODE(kept))
-
-    def _truncate(self, node: Node, fd: int, file: OpenFile | None, size: int) -> None:
-        where: int | bytes = file.fd if file is not None else _FD % fd
-        if self._accounts is None:
-            os.truncate(where, size)
-            return
-        with self._accounts.change([(node, fd)]):
-            os.truncate(where, size)
-            self._accounts.moves(node)
-
-    def readlink(self, node: int) -> bytes:
-        """The target of a symbolic link."""
-        nodes = self._nodes
-        found = nodes.get(node)
-        fd = nodes.pin(found)
-        try:
-            return os.readlink(b"", dir_fd=fd)
-        finally:
-            nodes.unpin(found)
-
-    def statfs(self, node: int) -> StatFs:  # noqa: ARG002  # all of it is one volume
-        """Sizes as the quota shows them: the limit, what is used, the smaller of what is left here and in the pool."""
-        v = os.fstatvfs(self._nodes.mount_fd)
-        found = StatFs(
-            v.f_bsize, v.f_frsize, v.f_blocks, v.f_bfree, v.f_bavail, v.f_files, v.f_ffree, v.f_favail, v.f_namemax
-        )
-        if self._accounts is None:
-            return found
-        usage = self._accounts.quota.usage()  # not settled first: df must be quick
-        if usage.limit_bytes is not None:
-            unit = 4096 if usage.limit_bytes % 4096 == 0 else 512
-            blocks = usage.limit_bytes // unit
-            left = max(0, blocks - -(-usage.used_bytes // unit))
-            pool = v.f_bavail * v.f_frsize // unit
-            found = found._replace(bsize=4096, frsize=unit, blocks=blocks, bfree=left, bavail=min(left, pool))
-        if usage.limit_inodes is not None:
-            left = max(0, usage.limit_inodes - usage.used_inodes)
-            # btrfs has no count of inodes and says 0
-            available = min(left, v.f_favail) if v.f_files else left
-            found = found._replace(files=usage.limit_inodes, ffree=left, favail=available)
-        return found
-
-    # -- extended attributes ------------------------------------------------------------------------------------------
-
-    def getxattr(self, node: int, name: bytes) -> bytes:
-        """The value of an extended attribute of any namespace."""
-        nodes = self._nodes
-        found = nodes.get(node)
-        fd = nodes.pin(found)
-        try:
-            return os.getxattr(_FD % fd, name)
-        except OSError as e:
-            raise OSError(e.errno, e.strerror) from None
-        finally:
-            nodes.unpin(found)
-
-    def listxattr(self, node: int) -> list[bytes]:
-        """The names of the extended attributes."""
-        nodes = self._nodes
-        found = nodes.get(node)
-        fd = nodes.pin(found)
-        try:
-            return [os.fsencode(name) for name in os.listxattr(_FD % fd)]
-        finally:
-            nodes.unpin(found)
-
-    def setxattr(self, node: int, name: bytes, value: bytes, flags: int) -> None:
-        """Set an extended attribute; *flags* are XATTR_CREATE and XATTR_REPLACE."""
-        self._may_write()
-        nodes, accounts = self._nodes, self._accounts
-        found = nodes.get(node)
-        fd = nodes.pin(found)
-        try:
-            if accounts is None:
-                os.setxattr(_FD % fd, name, value, flags)
-            else:
-                with accounts.change([(found, fd)], _XATTR_BLOCKS + -(-len(value) // accounts.block)):
-                    os.setxattr(_FD % fd, name, value, flags)
-        finally:
-            nodes.unpin(found)
-
-    def removexattr(self, node: int, name: bytes) -> None:
-        """Remove an extended attribute."""
-        self._may_write()
-        nodes, accounts = self._nodes, self._accounts
-        found = nodes.get(node)
-        fd = nodes.pin(found)
-        try:
-            if accounts is None:
-                os.removexattr(_FD % fd, name)
-            else:
-                with accounts.change([(found, fd)]):
-                    os.removexattr(_FD % fd, name)
-        finally:
-            nodes.unpin(found)
+        return backing.kind(self._nodes.mount_fd)
 
     # -- files --------------------------------------------------------------------------------------------------------
 
@@ -323,7 +140,7 @@ class FileSystem(Names):
                 raise failure(
                     errno.EISDIR if stat.S_ISDIR(mode) else errno.ELOOP if stat.S_ISLNK(mode) else errno.ENXIO
                 )
-            fd = os.open(_FD % path, flags & ~(DROPPED | os.O_TRUNC) | os.O_CLOEXEC)
+            fd = os.open(_libc.BY_FD % path, flags & ~(DROPPED | os.O_TRUNC) | os.O_CLOEXEC)
             try:
                 if flags & os.O_TRUNC:
                     self._truncate(found, path, None, 0)
@@ -417,7 +234,7 @@ class FileSystem(Names):
         found = nodes.get(node)
         path = nodes.pin(found)
         try:
-            fd = os.open(_FD % path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            fd = os.open(_libc.BY_FD % path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             nodes.hold(found)
         finally:
             nodes.unpin(found)
@@ -462,6 +279,28 @@ class FileSystem(Names):
             os.fsync(fd)
 
     # -- the whole ----------------------------------------------------------------------------------------------------
+
+    def statfs(self, node: int) -> StatFs:  # noqa: ARG002  # all of it is one volume
+        """Sizes as the quota shows them: the limit, what is used, the smaller of what is left here and in the pool."""
+        v = os.fstatvfs(self._nodes.mount_fd)
+        found = StatFs(
+            v.f_bsize, v.f_frsize, v.f_blocks, v.f_bfree, v.f_bavail, v.f_files, v.f_ffree, v.f_favail, v.f_namemax
+        )
+        if self._accounts is None:
+            return found
+        usage = self._accounts.quota.usage()  # not settled first: df must be quick
+        if usage.limit_bytes is not None:
+            unit = 4096 if usage.limit_bytes % 4096 == 0 else 512
+            blocks = usage.limit_bytes // unit
+            left = max(0, blocks - -(-usage.used_bytes // unit))
+            pool = v.f_bavail * v.f_frsize // unit
+            found = found._replace(bsize=4096, frsize=unit, blocks=blocks, bfree=left, bavail=min(left, pool))
+        if usage.limit_inodes is not None:
+            left = max(0, usage.limit_inodes - usage.used_inodes)
+            # btrfs has no count of inodes and says 0
+            available = min(left, v.f_favail) if v.f_files else left
+            found = found._replace(files=usage.limit_inodes, ffree=left, favail=available)
+        return found
 
     def set_read_only(self, value: bool) -> None:
         """Refuse changes from now on with EROFS, or allow them."""

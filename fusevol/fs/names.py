@@ -210,7 +210,7 @@ class Names(ABC):
                 with self._identity.of(caller):
                     # without O_EXCL, which would forbid a link: the kernel of the mount has kept that in mind
                     how = flags & ~(DROPPED | os.O_TRUNC) | os.O_TMPFILE | os.O_CLOEXEC
-                    fd = os.open(b"/proc/self/fd/%d" % up, how, mode & 0o7777)
+                    fd = os.open(_libc.BY_FD % up, how, mode & 0o7777)
                 try:
                     node = nodes.enter_nameless(fd)
                 except BaseException:

@@ -333,7 +333,7 @@ class Nodes:
 
     def enter_nameless(self, opened: int) -> Node:
         """The node of a file without a name that is open as *opened*: one lookup, one open. Raises ``OSError``."""
-        fd = os.open(b"/proc/self/fd/%d" % opened, os.O_PATH | os.O_CLOEXEC)
+        fd = os.open(_libc.BY_FD % opened, os.O_PATH | os.O_CLOEXEC)
         st = os.fstat(fd)
         with self._lock:
             node = self._add(fd, st, 1)
