@@ -37,6 +37,7 @@ import contextlib
 import errno
 import os
 import threading
+from collections.abc import Callable
 from types import TracebackType
 from typing import Final, Self
 
@@ -118,9 +119,12 @@ class Accounts:
     Lock order: inode locks by ascending node number, then the table's lock or the quota's, never both.
     """
 
-    def __init__(self, quota: Quota, nodes: Nodes) -> None:
+    def __init__(self, quota: Quota, nodes: Nodes, reclaim: Callable[[], None]) -> None:
+        """*reclaim* is called without locks when space is short: it gives back what can be given back at once."""
         self.quota = quota
+        self._reclaim = reclaim
         self._nodes = nodes
+        nodes.gone = []
         self._making = threading.Lock()
         self._moving: dict[Node, None] = {}
         self._moving_lock = threading.Lock()
@@ -152,9 +156,9 @@ class Accounts:
         try:
             self.quota.reserve(nbytes, inodes)
         except OSError:
-            if not self._held:
-                raise
-            self._tighten()
+            self._reclaim()
+            if self._held:
+                self._tighten()
             self.quota.reserve(nbytes, inodes)
 
     def _tighten(self) -> None:
@@ -187,6 +191,7 @@ class Accounts:
                     self._moving.pop(node, None)
             self.quota.settle(node.hold, 0, -node.charged, -1)
             self._hold(node, -node.hold)
+            self._nodes.settled(node)
 
     # -- data ---------------------------------------------------------------------------------------------------------
 
@@ -216,6 +221,7 @@ class Accounts:
                 if granted == wanted + hold:
                     return self._write_reserved(node, fd, offset, data, granted, hold, allocate=not self._delays)
                 self.quota.settle(granted, 0, 0, 0)
+        self._reclaim()
         if not self._tight:
             self._tighten()
         with lock:

@@ -10,11 +10,15 @@ backing store does that for us as for anybody.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
-from collections.abc import Iterator
-from typing import NamedTuple
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from time import monotonic
+from typing import Final, NamedTuple
 
 from fusevol.fs import _libc, backing
 from fusevol.fs.accounting import Accounts
@@ -25,6 +29,14 @@ from fusevol.fs.memory import FileRecord, Memory
 from fusevol.fs.names import DROPPED, failure
 from fusevol.fs.nodes import Node, Nodes
 from fusevol.fs.types import CACHE_EXCLUSIVE, CachePolicy, DirEntry, Quota, StatFs, Usage
+
+_PUT_OFF_MOST: Final = 256
+_PATIENCE: Final = 0.02
+"""Seconds that an operation waits for space that is about to be freed."""
+
+
+def _nothing() -> None:
+    """For a filesystem that has no transport."""
 
 
 class FsStats(NamedTuple):
@@ -51,13 +63,20 @@ class FileSystem(Attributes):
         quota: Quota | None = None,
         read_only: bool = False,
         devices: bool = False,
-        descriptors: int = 2048,
+        descriptors: int = 8192,
         memory: Memory | None = None,
     ) -> None:
         """*memory* is what an earlier server of the same connection has left, or takes what a later one may need."""
         self.cache = cache
         self._nodes = Nodes(source, descriptors, memory)
-        self._accounts = Accounts(quota, self._nodes) if quota is not None else None
+        self._accounts = Accounts(quota, self._nodes, self._reclaim) if quota is not None else None
+        self._put_off: deque[tuple[int, int]] = deque()
+        """Nodes that the kernel has forgotten, and how many lookups each."""
+        self._freed = threading.Condition()
+        self._short = 0
+        """How many operations wait for space."""
+        self.sweep: Callable[[], None] = _nothing
+        """Set by a transport: see to it that others read what the kernel says while this thread waits for that."""
         self._identity = Identity()
         self._memory = memory if self._nodes.survives else None
         numbers = Numbers()
@@ -187,6 +206,8 @@ class FileSystem(Attributes):
             self._nodes.let_go(file.node)
             if self._accounts is not None:
                 self._accounts.collect()
+                if self._short:
+                    self._tell()
 
     def fsync(self, fh: int, datasync: bool) -> None:
         """Write a file to its disk."""
@@ -278,6 +299,66 @@ class FileSystem(Attributes):
         else:
             os.fsync(fd)
 
+    # -- what can wait ------------------------------------------------------------------------------------------------
+
+    def forget_later(self, node: int, count: int) -> None:
+        """As :meth:`forget`, in :meth:`tidy`: closing the last descriptor of an inode that was removed frees its space
+        on the disk, and nobody is waiting for that. If much has been put off it is done now."""
+        self._put_off.append((node, count))
+        if len(self._put_off) > _PUT_OFF_MOST:
+            self.tidy(_PUT_OFF_MOST)
+        if self._short:
+            self._tell()
+
+    def tidy(self, most: int) -> bool:
+        """Do up to *most* things that were put off; whether there was any. For when no request is waiting."""
+        put_off = self._put_off
+        if not put_off:
+            return False
+        forgotten = []
+        with contextlib.suppress(IndexError):  # another thread is at it too
+            while len(forgotten) < most:
+                forgotten.append(put_off.popleft())
+        self.forget_all(forgotten)
+        return True
+
+    def tidy_up(self) -> None:
+        """Do all that was put off."""
+        while self.tidy(_PUT_OFF_MOST):
+            pass
+
+    def _tell(self) -> None:
+        with self._freed:
+            self._freed.notify_all()
+
+    def _reclaim(self, *, opened: bool = True) -> None:
+        """Have what was removed freed, so that its space can be used: an operation is short of it.
+
+        The kernel tells by and by that it has closed (*opened*) and forgotten what has no name any longer; other
+        filesystems free it at once, and so a program may rely on the space. Some inodes may stay: they are waited for
+        a little only.
+        """
+        self.tidy_up()
+        if not self._nodes.expecting(opened=opened):
+            return
+        with self._freed:
+            self._short += 1
+        try:
+            self.sweep()
+            end = monotonic() + _PATIENCE
+            while True:
+                with self._freed:
+                    if not self._put_off and self._nodes.expecting(opened=opened):
+                        left = end - monotonic()
+                        if left <= 0 or not self._freed.wait(left):
+                            break
+                self.tidy_up()
+                if not self._nodes.expecting(opened=opened):
+                    break
+        finally:
+            with self._freed:
+                self._short -= 1
+
     # -- the whole ----------------------------------------------------------------------------------------------------
 
     def statfs(self, node: int) -> StatFs:  # noqa: ARG002  # all of it is one volume
@@ -288,6 +369,7 @@ class FileSystem(Attributes):
         )
         if self._accounts is None:
             return found
+        self._reclaim(opened=False)
         usage = self._accounts.quota.usage()  # not settled first: df must be quick
         if usage.limit_bytes is not None:
             unit = 4096 if usage.limit_bytes % 4096 == 0 else 512
@@ -308,11 +390,13 @@ class FileSystem(Attributes):
 
     def settle(self) -> None:
         """Make the quota exact for blocks that the backing store moved by itself."""
+        self.tidy_up()
         if self._accounts is not None:
             self._accounts.settle()
 
     def drain(self) -> None:
         """Write everything to the disk of the backing store, and settle the accounts for good."""
+        self.tidy_up()
         if self._accounts is not None:
             self._accounts.drain()
         else:
@@ -320,6 +404,7 @@ class FileSystem(Attributes):
 
     def usage(self) -> Usage | None:
         """What is used, settled; ``None`` without a quota."""
+        self.tidy_up()
         return self._accounts.usage() if self._accounts is not None else None
 
     def known(self) -> list[int]:
@@ -332,6 +417,7 @@ class FileSystem(Attributes):
 
     def close(self) -> None:
         """Give back everything; the accounts are settled before. Nothing may be called afterwards."""
+        self._put_off.clear()
         for file in self._files.values():
             os.close(file.fd)
         for directory in self._dirs.values():

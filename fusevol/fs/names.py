@@ -7,7 +7,7 @@ import errno
 import os
 import stat
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from fusevol.fs import _libc
@@ -58,6 +58,14 @@ def _require(up: int, name: bytes, node: Node | None) -> None:
     raise _Raced
 
 
+def _exists_first(error: OSError, up: int, name: bytes) -> None:
+    """Raise EEXIST in place of an *error* of ENOSPC where *name* exists: it comes first on other filesystems too."""
+    if error.errno == errno.ENOSPC:
+        with contextlib.suppress(FileNotFoundError):
+            os.stat(name, dir_fd=up, follow_symlinks=False)
+            raise failure(errno.EEXIST) from error
+
+
 class Names(ABC):
     """The part of a filesystem that deals with names. See :class:`fusevol.fs.FileSystem`."""
 
@@ -72,20 +80,11 @@ class Names(ABC):
         if self._read_only:
             raise failure(errno.EROFS)
 
-    @contextlib.contextmanager
-    def _victim(self, parent: Node, above: int, name: bytes) -> Iterator[tuple[Node, int, os.stat_result]]:
-        """The inode behind *name*, known and with a descriptor while its name goes."""
-        node, st = self._nodes.find(parent, above, name)
-        try:
-            fd = self._nodes.pin(node)
-            try:
-                yield node, fd, st
-            finally:
-                self._nodes.unpin(node)
-        finally:
-            self._nodes.forget(node, 1)
-            if self._accounts is not None:
-                self._accounts.collect()
+    def _let_go(self, victim: Node) -> None:
+        """The end of :meth:`fusevol.fs.nodes.Nodes.take`."""
+        self._nodes.unpin(victim)
+        if self._accounts is not None:
+            self._accounts.collect()
 
     def _lost_name(self, node: Node, fd: int, st: os.stat_result, parent: Node, name: bytes) -> None:
         last = stat.S_ISDIR(st.st_mode) or os.fstat(fd).st_nlink == 0
@@ -109,19 +108,19 @@ class Names(ABC):
 
     def forget(self, node: int, count: int) -> None:
         """The kernel gives *count* lookups of *node* back. Of a node that is not known: nothing."""
-        with contextlib.suppress(OSError):
-            self._nodes.forget(self._nodes.get(node), count)
+        self.forget_all([(node, count)])
+
+    def forget_all(self, numbers: Iterable[tuple[int, int]]) -> None:
+        """As :meth:`forget`, for many nodes: number and count of each."""
+        self._nodes.forget(numbers)
         accounts = self._accounts
         if accounts is not None:
             accounts.collect()
             if accounts.crowded():
                 accounts.drain()
 
-    def _make(self, parent: int, name: bytes, caller: Caller, make: Callable[[int], os.stat_result | None]) -> Entry:
-        """Make *name* by *make*, which is given the parent's descriptor and runs as the caller.
-
-        It may return the attributes of what it made, before anybody else could change that.
-        """
+    def _make(self, parent: int, name: bytes, caller: Caller, make: Callable[[int], None]) -> Entry:
+        """Make *name* by *make*, which is given the parent's descriptor and runs as the caller."""
         self._may_write()
         check(name)
         nodes, accounts = self._nodes, self._accounts
@@ -133,22 +132,17 @@ class Names(ABC):
                     make(fd)
                 node, st = nodes.find(above, fd, name)
             else:
-                self._refuse_existing(fd, name)
                 with accounts.change([(above, fd)], NAME_COST + INODE_COST, 1) as change:
                     with self._identity.of(caller):
-                        made = make(fd)
+                        make(fd)
                     node, st = nodes.find(above, fd, name)
-                    change.added((made or st).st_blocks * 512)
+                    change.added(st.st_blocks * 512)
+        except OSError as e:
+            _exists_first(e, fd, name)
+            raise
         finally:
             nodes.unpin(above)
         return Entry(node.number, node.generation, st)
-
-    @staticmethod
-    def _refuse_existing(fd: int, name: bytes) -> None:
-        """EEXIST comes before ENOSPC, as on other filesystems."""
-        with contextlib.suppress(FileNotFoundError):
-            os.stat(name, dir_fd=fd, follow_symlinks=False)
-            raise failure(errno.EEXIST)
 
     def mknod(self, parent: int, name: bytes, mode: int, rdev: int, caller: Caller) -> Entry:
         """Make a file of any type but directory and symbolic link. Devices where the volume allows them, else EPERM.
@@ -173,10 +167,9 @@ class Names(ABC):
         """Make and open a regular file; one that exists is opened, unless *flags* has O_EXCL. *kill* as in open."""
         opened = -1
 
-        def make(fd: int) -> os.stat_result:
+        def make(fd: int) -> None:
             nonlocal opened
             opened = os.open(name, flags & ~(DROPPED | os.O_TRUNC) | _RDWR_CREAT, mode & 0o7777, dir_fd=fd)
-            return os.fstat(opened)
 
         try:
             entry = self._make(parent, name, caller, make)
@@ -241,11 +234,13 @@ class Names(ABC):
                 if accounts is None:
                     _libc.link(fd, up, newname)
                 else:
-                    self._refuse_existing(up, newname)
                     with accounts.change([(above, up)], NAME_COST):
                         _libc.link(fd, up, newname)
                 found, st = nodes.find(above, up, newname)
                 nodes.linked(found)
+            except OSError as e:
+                _exists_first(e, up, newname)
+                raise
             finally:
                 nodes.unpin(above)
         finally:
@@ -274,19 +269,21 @@ class Names(ABC):
 
     def _removed(self, above: Node, up: int, name: bytes, remove: Callable[..., None]) -> bool:
         """Remove *name*; ``False`` if another thread changed it meanwhile."""
+        node, fd, st = self._nodes.take(above, up, name)
         try:
-            with self._victim(above, up, name) as (node, fd, st):
-                if st.st_nlink == 1:
-                    self._nodes.losing(node, fd)
-                if self._accounts is None:
+            if st.st_nlink == 1:
+                self._nodes.losing(node, fd)
+            if self._accounts is None:
+                remove(name, dir_fd=up)
+            else:
+                with self._accounts.change([(above, up), (node, fd)]):
+                    _require(up, name, node)
                     remove(name, dir_fd=up)
-                else:
-                    with self._accounts.change([(above, up), (node, fd)]):
-                        _require(up, name, node)
-                        remove(name, dir_fd=up)
-                self._lost_name(node, fd, st, above, name)
+            self._lost_name(node, fd, st, above, name)
         except _Raced:
             return False
+        finally:
+            self._let_go(node)
         return True
 
     def rename(self, parent: int, name: bytes, newparent: int, newname: bytes, flags: int) -> None:
@@ -302,22 +299,22 @@ class Names(ABC):
         try:
             newup = nodes.pin(newabove)
             try:
-                while True:
-                    with contextlib.suppress(_Raced):
-                        self._rename(above, up, name, newabove, newup, newname, flags)
-                        break
+                while not self._renamed(above, up, name, newabove, newup, newname, flags):
+                    pass
             finally:
                 nodes.unpin(newabove)
         finally:
             nodes.unpin(above)
 
-    def _rename(
+    def _renamed(
         self, above: Node, up: int, name: bytes, newabove: Node, newup: int, newname: bytes, flags: int
-    ) -> None:
-        with self._victim(above, up, name) as (moved, _fd, _st), contextlib.ExitStack() as stack:
-            over: tuple[Node, int, os.stat_result] | None = None
+    ) -> bool:
+        """Rename; ``False`` if another thread changed a name meanwhile."""
+        moved, _fd, _st = self._nodes.take(above, up, name)
+        over: tuple[Node, int, os.stat_result] | None = None
+        try:
             with contextlib.suppress(FileNotFoundError):
-                over = stack.enter_context(self._victim(newabove, newup, newname))
+                over = self._nodes.take(newabove, newup, newname)
             parts = [(above, up), (newabove, newup)]
             if over is not None:
                 parts.append((over[0], over[1]))
@@ -334,9 +331,16 @@ class Names(ABC):
                     if left:
                         change.added(os.stat(name, dir_fd=up, follow_symlinks=False).st_blocks * 512)
             if over is not None and over[0] is moved:
-                return  # two names of one inode: rename(2) does nothing
+                return True  # two names of one inode: rename(2) does nothing
             if flags & _libc.RENAME_EXCHANGE and over is not None:
                 self._nodes.renamed(over[0], above, name)
             elif over is not None:
                 self._lost_name(*over, newabove, newname)
             self._nodes.renamed(moved, newabove, newname)
+        except _Raced:
+            return False
+        finally:
+            if over is not None:
+                self._let_go(over[0])
+            self._let_go(moved)
+        return True

@@ -11,9 +11,9 @@ and refused with ESTALE if another inode is found there. A node whose last known
 another device than the root, keeps its descriptor.
 
 Lock discipline: ``_lock`` guards all fields of nodes but ``charged``, ``hold`` and ``moving`` (see accounting). System
-calls within it are close(2), name_to_handle_at(2), fstat(2) of a new inode and what parks a descriptor only, and the
-session memory's lock is the only one that is taken within it. A descriptor is used only between :meth:`pin` and
-:meth:`unpin`, or by who holds the table's lock.
+calls within it are close(2) of an inode that lives on, name_to_handle_at(2), fstat(2) of a new inode and what parks a
+descriptor only, and the session memory's lock is the only one that is taken within it. A descriptor is used only
+between :meth:`pin` and :meth:`unpin`, or by who holds the table's lock.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import errno
 import os
 import threading
 from collections import OrderedDict
+from collections.abc import Iterable
 from typing import Final
 
 from fusevol.fs import _libc
@@ -104,8 +105,12 @@ class Nodes:
         self._by_key: dict[tuple[int, int], Node] = {self.root.key: self.root}
         self._open: OrderedDict[Node, None] = OrderedDict()
         self.handles = self._have_handles()
-        self.gone: list[Node] = []
-        """Unlinked nodes that nobody knows any longer, whose space is free now: the accounting takes them."""
+        self._nameless: dict[Node, None] = {}
+        self._dropped: list[int] = []
+        """Descriptors of nodes that are gone, to be closed."""
+        self.gone: list[Node] | None = None
+        """Unlinked nodes that nobody knows any longer, whose space is free now: where there is an accounting it takes
+        them, and says so to :meth:`settled`."""
         if memory is not None and self.handles and len(_libc.file_handle(fd)) <= memory.longest_handle:
             self._restore(memory)
             self._memory = memory
@@ -134,6 +139,8 @@ class Nodes:
                 return  # it is gone: ESTALE
         st = os.fstat(fd)
         node.unlinked = st.st_nlink == 0
+        if node.unlinked:
+            self._nameless[node] = None
         node.fd, node.charged = fd, st.st_blocks * 512
         self._open[node] = None
 
@@ -145,7 +152,11 @@ class Nodes:
     def nameless(self) -> list[Node]:
         """Nodes whose inodes have no name: a scan of the tree does not find them."""
         with self._lock:
-            return [node for node in self._open if node.unlinked]
+            return list(self._nameless)
+
+    def expecting(self, *, opened: bool) -> bool:
+        """Whether an inode without a name would be free if the kernel forgot it; if *opened*, also if it closed it."""
+        return any(opened or not node.opens for node in self.nameless()) if self._nameless else False
 
     def _have_handles(self) -> bool:
         try:
@@ -201,6 +212,8 @@ class Nodes:
             node.pins -= 1
             if not node.pins and not node.lookups and not node.opens:
                 self._drop(node)
+        if self._dropped:
+            self._close_dropped()
 
     def _reopen(self, node: Node) -> int:
         fd = self._open_again(node)
@@ -268,6 +281,24 @@ class Nodes:
         except BaseException:
             os.close(fd)
             raise
+
+    def take(self, parent: Node, above: int, name: bytes) -> tuple[Node, int, os.stat_result]:
+        """As :meth:`find`, but pinned instead of looked up: the node, its descriptor, and its attributes.
+
+        Nearly always the kernel has looked the name up, and the node is known and has a descriptor.
+        """
+        st = os.stat(name, dir_fd=above, follow_symlinks=False)
+        with self._lock:
+            node = self._by_key.get((st.st_dev, st.st_ino))
+            if node is not None and node.fd >= 0:  # its inode cannot have been freed: it is the same
+                node.pins += 1
+                return node, node.fd, st
+        node, st = self.find(parent, above, name)
+        try:
+            fd = self.pin(node)
+        finally:
+            self.forget([(node.number, 1)])
+        return node, fd, st
 
     def _enter(self, fd: int, st: os.stat_result, parent: Node, name: bytes) -> tuple[Node, os.stat_result]:
         key = (st.st_dev, st.st_ino)
@@ -350,6 +381,10 @@ class Nodes:
 
     def _set_unlinked(self, node: Node, *, value: bool) -> None:
         node.unlinked = value
+        if value:
+            self._nameless[node] = None
+        else:
+            self._nameless.pop(node, None)
         if self._memory is not None:
             self._memory.set_unlinked(node.where, value)
 
@@ -378,15 +413,26 @@ class Nodes:
             node.opens -= 1
             if not node.opens and not node.lookups and not node.pins:
                 self._drop(node)
+        if self._dropped:
+            self._close_dropped()
 
-    def forget(self, node: Node, count: int) -> None:
-        """Take *count* lookups back; without any, and not open, the node is gone."""
+    def forget(self, numbers: Iterable[tuple[int, int]]) -> None:
+        """Take lookups back, so many of each node number; without any, and not open, a node is gone.
+
+        A number that is not known is skipped.
+        """
         with self._lock:
-            node.lookups = max(0, node.lookups - count) if node is not self.root else 1
-            if self._memory is not None and node.lookups and node is not self.root:
-                self._memory.set_lookups(node.where, node.lookups)
-            if not node.lookups and not node.opens and not node.pins:
-                self._drop(node)
+            for number, count in numbers:
+                node = self._by_number.get(number)
+                if node is None or node is self.root:
+                    continue
+                node.lookups = max(0, node.lookups - count)
+                if self._memory is not None and node.lookups:
+                    self._memory.set_lookups(node.where, node.lookups)
+                if not node.lookups and not node.opens and not node.pins:
+                    self._drop(node)
+        if self._dropped:
+            self._close_dropped()
 
     def removed(self, node: Node, parent: Node, name: bytes, *, last: bool) -> None:
         """*name* in *parent* is no longer a name of *node*; if it was the *last* the descriptor stays until the end."""
@@ -416,10 +462,32 @@ class Nodes:
             del self._by_key[node.key]
         if node.fd >= 0:
             self._open.pop(node, None)
-            os.close(node.fd)
+            self._dropped.append(node.fd)
             node.fd = -1
         if node.unlinked:
-            self.gone.append(node)
+            if self.gone is None:
+                self._nameless.pop(node, None)
+            else:
+                self.gone.append(node)
+
+    def settled(self, node: Node) -> None:
+        """The space of *node*, which was ``gone``, can be used."""
+        with self._lock:
+            self._nameless.pop(node, None)
+
+    def _close_dropped(self) -> None:
+        """Close the descriptors of nodes that are gone. Called without the lock: freeing an inode takes its time.
+
+        Those with adjoining numbers by one call: a thousand calls would pass the interpreter to and fro as often.
+        """
+        with self._lock:
+            dropped, self._dropped = self._dropped, []
+        dropped.sort()
+        first = 0
+        for at, fd in enumerate(dropped, 1):
+            if at == len(dropped) or dropped[at] != fd + 1:
+                os.closerange(dropped[first], fd + 1)
+                first = at
 
     def end(self) -> None:
         """The kernel and all files are gone: nothing is looked up or open any longer."""
@@ -428,6 +496,7 @@ class Nodes:
                 if node is not self.root:
                     node.lookups = node.opens = 0
                     self._drop(node)
+        self._close_dropped()
 
     def close(self) -> None:
         """Close all descriptors."""

@@ -43,8 +43,11 @@ class _Data(ctypes.Structure):
     _fields_ = (("effective", ctypes.c_uint32), ("permitted", ctypes.c_uint32), ("inheritable", ctypes.c_uint32))
 
 
-def settle(descriptors: int) -> None:
-    """Drop capabilities, resist the OOM killer, and allow *descriptors* cached inodes beside as many open files."""
+def settle(descriptors: int) -> int:
+    """Drop capabilities, resist the OOM killer, and allow *descriptors* cached inodes beside as many open files.
+
+    Returns how many cached inodes may have a descriptor: fewer where the limit of descriptors is low.
+    """
     with contextlib.suppress(OSError):
         # a killed volume server is an I/O error for every container that uses the volume
         Path("/proc/self/oom_score_adj").write_text(str(_OOM_SCORE))
@@ -53,8 +56,10 @@ def settle(descriptors: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     if resource.RLIM_INFINITY != hard < 2 * descriptors:
         log.info("only %d descriptors are allowed: a volume with many open files wants more", hard)
+        descriptors = hard // 2
     if os.geteuid() == 0:
         _drop_capabilities()
+    return descriptors
 
 
 def _drop_capabilities() -> None:

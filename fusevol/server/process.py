@@ -88,7 +88,7 @@ class Server:
         memory = self._session_memory()
         control = ControlSocket(Path(self.spec.control), self._operations)
         try:
-            privileges.settle(self.spec.descriptors)
+            descriptors = privileges.settle(self.spec.descriptors)
             os.umask(0)  # callers have their own
             self._ledger = self._open_ledger()
             self._fs = FileSystem(
@@ -97,7 +97,7 @@ class Server:
                 quota=self._ledger,
                 read_only=self.spec.read_only,
                 devices=self.spec.devices,
-                descriptors=self.spec.descriptors,
+                descriptors=descriptors,
                 memory=memory,
             )
             session = self._session = self._mount(memory)

@@ -40,7 +40,7 @@ class MountSpec:
     allow_other: bool = True
     devices: bool = False
     """Whether device nodes may be created and opened."""
-    descriptors: int = 2048
+    descriptors: int = 8192
     """How many inodes keep a descriptor open (size of the LRU)."""
     transport: TransportChoice = "auto"
     """How requests reach the server (``fusevol.server.transports``)."""

@@ -124,6 +124,10 @@ class Crew(ABC):
         Returns whether it must be called again. :class:`ClosedResourceError` ends the thread.
         """
 
+    def _tidy(self) -> bool:
+        """Do a small piece of what can wait until no request does; whether there was any."""
+        return False
+
     def begin(self) -> None:
         """Start the first thread and the watchdog."""
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
@@ -166,7 +170,10 @@ class Crew(ABC):
                 if poll(0):
                     self._check_open()
                     return
-                os.sched_yield()
+                if not self._tidy():
+                    os.sched_yield()
+        while self._tidy():
+            pass
         asleep = perf_counter()
         poll()
         worker.near = perf_counter() - asleep < _CLOSE * self._spin

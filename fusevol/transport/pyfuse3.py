@@ -135,10 +135,11 @@ class Adapter(pyfuse3.Operations):
     @_handler
     def forget(self, inodes: Sequence[tuple[int, int]]) -> None:
         for node, count in inodes:
-            try:
-                self.fs.forget(node, count)
-            except Exception as e:  # noqa: BLE001  # nobody is waiting for an answer, and the others must be forgotten too
-                self.bug("forget", e)
+            self.fs.forget_later(node, count)
+        try:
+            self.fs.tidy_up()
+        except Exception as e:  # noqa: BLE001  # nobody is waiting for an answer
+            self.bug("forget", e)
 
     @_handler
     def mknod(
@@ -349,6 +350,7 @@ class Session:
     def __init__(self, fs: FileSystem, mountpoint: str, options: set[str], *, spin_us: int = 50) -> None:
         """Mount at *mountpoint*. Raises ``RuntimeError``; libfuse has then said why on standard error."""
         self._pump = Pump(spin_us=spin_us)
+        fs.sweep = self._pump.hand_over
         vars(pyfuse3)["trio"] = self._pump  # the seam: see fusevol.transport.pump
         self._adapter = Adapter(fs, self._pump)
         pyfuse3.init(self._adapter, mountpoint, options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import stat
 import threading
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from fusevol.fs import FileSystem
+from fusevol.fs.nodes import Node
 from fusevol.fs.types import ROOT_NODE, Caller, SetAttr
 from tests.fs.posix_cases import fails
 
@@ -245,3 +247,15 @@ def test_many_nodes(make: Make, tmp_path: Path) -> None:
     assert fs.stats().descriptors <= 513
     assert descriptors < 600
     assert per_node < 1024
+
+
+def test_removed_files_leave_nothing_behind(make: Make) -> None:
+    """Without a quota too, nothing of an inode that was removed and forgotten stays in the server."""
+    fs = make()
+    for i in range(200):
+        entry = fs.mknod(ROOT_NODE, b"f%d" % i, stat.S_IFREG | 0o600, 0, ME)
+        fs.unlink(ROOT_NODE, b"f%d" % i)
+        fs.forget(entry.node, 1)
+
+    assert fs.stats().descriptors == 1
+    assert [node for node in gc.get_objects() if isinstance(node, Node) and node.unlinked] == []

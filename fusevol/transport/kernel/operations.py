@@ -41,7 +41,7 @@ Ids = tuple[int, int, int]
 _LAYOUTS: Final[dict[Op, Struct]] = {}
 _METHODS: Final[dict[Op, str]] = {}
 SLOW: Final = frozenset({
-    Op.FSYNC, Op.FSYNCDIR, Op.FALLOCATE, Op.COPY_FILE_RANGE, Op.COPY_FILE_RANGE_64, Op.SYNCFS, Op.RELEASE,
+    Op.FSYNC, Op.FSYNCDIR, Op.FALLOCATE, Op.COPY_FILE_RANGE, Op.COPY_FILE_RANGE_64, Op.SYNCFS,
 })  # fmt: skip
 """Operations that wait for a disk or move much data: others should not wait for them."""
 _ERRNO_END: Final = 512
@@ -127,6 +127,14 @@ class Operations:
             self._bugs.add(kind)
             log.error("%s failed unexpectedly: the caller got EIO", where, exc_info=error)
 
+    def tidy(self, most: int) -> bool:
+        """Do up to *most* things that were put off; whether there was any."""
+        try:
+            return self._fs.tidy(most)
+        except Exception as e:  # noqa: BLE001  # nobody is waiting for an answer
+            self._bug("forget", e)
+            return True
+
     # -- answers ------------------------------------------------------------------------------------------------------
 
     def _trust(self, node: int) -> tuple[int, int]:
@@ -181,7 +189,7 @@ class Operations:
         self._mapped.discard(node)
         self._inherited.discard(node)
         try:
-            self._fs.forget(node, count)
+            self._fs.forget_later(node, count)
         except Exception as e:  # noqa: BLE001  # nobody is waiting for an answer, and the others must be forgotten too
             self._bug("forget", e)
 

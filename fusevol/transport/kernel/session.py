@@ -8,6 +8,7 @@ import logging
 import mmap
 import os
 from collections.abc import Callable
+from time import sleep
 from typing import Final, NamedTuple, Protocol, Self
 
 from fusevol.errors import UnavailableError
@@ -20,7 +21,7 @@ from fusevol.transport.kernel.connection import Connection, Wishes
 from fusevol.transport.kernel.features import Agreement
 from fusevol.transport.kernel.operations import SLOW, Operations
 from fusevol.transport.kernel.passthrough import Passthrough
-from fusevol.transport.kernel.protocol import Notify
+from fusevol.transport.kernel.protocol import Notify, Op
 from fusevol.transport.kernel.replay import WITHOUT_TRACE, Intents, Replay
 from fusevol.transport.kernel.ring import available
 
@@ -30,6 +31,13 @@ _HEADER: Final = p.IN_HEADER.size
 _DATA_THROUGH_SERVER: Final = 256 << 10
 """Bytes of the largest write where data comes to the server: each thread has a buffer of that size."""
 _DATA_PASSED_BY: Final = 1 << 20
+_TAKEN_BACK: Final = frozenset({errno.EAGAIN, errno.EINTR, errno.ENOENT})
+"""There is no request any longer: another thread was quicker, or its caller took it back."""
+_OVER: Final = frozenset({errno.ENODEV, errno.ECONNABORTED})
+"""Unmounted, or aborted."""
+_FORGETS: Final = frozenset({Op.FORGET, Op.BATCH_FORGET})
+_GATHER: Final = 0.005
+"""Seconds for which forgotten nodes gather beside rings."""
 _LINGER: Final = 5.0
 """Seconds that operations may take to end when the mount is gone."""
 
@@ -63,49 +71,79 @@ class Options(NamedTuple):
 class Reader(Crew):
     """Threads that read requests from /dev/fuse and carry them out."""
 
-    def __init__(self, connection: Connection, operations: Operations, replay: Replay | None, *, spin_us: int) -> None:
+    def __init__(
+        self, connection: Connection, operations: Operations, replay: Replay | None, *, spin_us: int, seldom: bool
+    ) -> None:
+        """*seldom*: requests come by rings, and only forgotten nodes and the like come here (see :meth:`_work`)."""
         super().__init__(spin_us=spin_us)
         self._connection = connection
         self._operations = operations
         self._replay = replay
+        self._seldom = seldom
+        self._at_once = 256 if seldom else 1
+        """How many nodes to forget between two looks for a request."""
+
+    def _tidy(self) -> bool:
+        return self._operations.tidy(self._at_once)
 
     def _work(self, worker: Worker) -> bool:
-        fd, answer, replay = self._connection.fd, self._connection.answer, self._replay
-        carry_out, sizes = self._operations.carry_out, self._operations.sizes
-        lead, wait, began, unpack = self.lead, self.wait_readable, self.began, p.IN_HEADER.unpack_from
+        """Read and carry out.
+
+        Beside rings, a forgotten node is rarely alone, and a wake-up for each would take the interpreter from the
+        rings' threads: so they are left to gather, and the kernel gives many at once. Who needs the space that they
+        take calls :meth:`sweep`.
+        """
+        fd = self._connection.fd
+        lead, wait, began, carry_out = self.lead, self.wait_readable, self.began, self._carry_out
         buffer = mmap.mmap(-1, self._connection.buffer_size)  # pages that no request needs are never there
-        view = memoryview(buffer)
+        view, into = memoryview(buffer), (buffer,)
+        op = 0
         try:
             while True:
                 lead()
                 wait(fd)
+                if self._seldom and op in _FORGETS:
+                    sleep(_GATHER)
                 try:
-                    size = os.readv(fd, (buffer,))
+                    size = os.readv(fd, into)
                 except OSError as e:
-                    if e.errno in {errno.EAGAIN, errno.EINTR, errno.ENOENT}:
-                        continue  # its caller took the request back
-                    if e.errno in {errno.ENODEV, errno.ECONNABORTED}:
-                        break  # unmounted, or aborted
+                    if e.errno in _TAKEN_BACK:
+                        continue
+                    if e.errno in _OVER:
+                        break
                     raise
-                _size, op, unique, node, uid, gid, pid, _extensions = unpack(buffer)
                 began(worker)
-                ids = (uid, gid, pid)
-                if op in SLOW:
-                    self.hand_over()
-                rest = view[_HEADER + (sizes[op] if op < len(sizes) else 0) : size]
-                if replay is not None and unique & p.RESENT:
-                    found = replay.again(unique, op, node, buffer, _HEADER, rest, ids)
-                elif replay is not None and op in WITHOUT_TRACE:
-                    found = replay.first_time(unique, op, node, buffer, _HEADER, rest, ids)
-                else:
-                    found = carry_out(op, node, buffer, _HEADER, rest, ids)
-                if found is not None:
-                    answer(unique, found)
+                op = carry_out(buffer, view, size)
         except OSError:
             log.exception("reading a request failed")
             return self._may_go_on()
         self._over_if_leading(worker)
         return False
+
+    def _carry_out(self, buffer: mmap.mmap | bytes, view: memoryview, size: int) -> int:
+        """Carry out the request of *size* bytes in *buffer*, and answer it; returns its operation."""
+        _size, op, unique, node, uid, gid, pid, _extensions = p.IN_HEADER.unpack_from(buffer)
+        operations, replay, ids = self._operations, self._replay, (uid, gid, pid)
+        sizes = operations.sizes
+        if op in SLOW:
+            self.hand_over()
+        rest = view[_HEADER + (sizes[op] if op < len(sizes) else 0) : size]
+        if replay is not None and unique & p.RESENT:
+            found = replay.again(unique, op, node, buffer, _HEADER, rest, ids)
+        elif replay is not None and op in WITHOUT_TRACE:
+            found = replay.first_time(unique, op, node, buffer, _HEADER, rest, ids)
+        else:
+            found = operations.carry_out(op, node, buffer, _HEADER, rest, ids)
+        if found is not None:
+            self._connection.answer(unique, found)
+        return int(op)
+
+    def sweep(self) -> None:
+        """Carry out on the calling thread what can be read at once."""
+        with contextlib.suppress(OSError):
+            while True:
+                request = os.read(self._connection.fd, self._connection.buffer_size)
+                self._carry_out(request, memoryview(request), len(request))
 
 
 class Session:
@@ -127,7 +165,11 @@ class Session:
             else None
         )
         # beside rings it has little to do, and spinning would keep them from their CPU
-        self._reader = Reader(connection, operations, replay, spin_us=options.spin_us if self._rings is None else 0)
+        seldom = self._rings is not None
+        self._reader = Reader(connection, operations, replay, spin_us=0 if seldom else options.spin_us, seldom=seldom)
+        if seldom:
+            os.set_blocking(connection.fd, False)
+        fs.sweep = self._reader.sweep if seldom else self._reader.hand_over
         self._ring_memory = rings
         self._resumed = False
         self.survives = replay is not None and agreed.has("has-resend")
