@@ -315,7 +315,7 @@ class FileSystem(Attributes):
         put_off = self._put_off
         if not put_off:
             return False
-        forgotten = []
+        forgotten: list[tuple[int, int]] = []
         with contextlib.suppress(IndexError):  # another thread is at it too
             while len(forgotten) < most:
                 forgotten.append(put_off.popleft())

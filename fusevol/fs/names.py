@@ -8,15 +8,19 @@ import os
 import stat
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from typing import Final
 
 from fusevol.fs import _libc
-from fusevol.fs.accounting import INODE_COST, NAME_COST, Accounts
+from fusevol.fs.accounting import INODE_COST, NAME_COST, Accounts, Change
 from fusevol.fs.files import Handles, OpenFile
 from fusevol.fs.identity import Identity
 from fusevol.fs.nodes import Node, Nodes
 from fusevol.fs.types import Caller, Entry
 
+_Directory = tuple[Node, int]
+"""One that is pinned, and its descriptor."""
+_UNCOUNTED: Final = contextlib.nullcontext()
 _NAME_MAX: Final = 255
 _RDWR_CREAT: Final = os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 DROPPED: Final = os.O_CREAT | os.O_EXCL | os.O_NOCTTY | os.O_NOFOLLOW | os.O_APPEND | os.O_DIRECT | os.O_NONBLOCK
@@ -41,29 +45,18 @@ def _is_whiteout(mode: int, rdev: int) -> bool:
     return stat.S_ISCHR(mode) and rdev == 0
 
 
-class _Raced(Exception):  # noqa: N818  # not an error: the operation begins anew
-    """A name was found to lead elsewhere once its directory was locked."""
-
-
-def _require(up: int, name: bytes, node: Node | None) -> None:
-    """Raise :class:`_Raced` unless *name* is *node*'s, or nobody's for ``None``. The directory is locked."""
+def _exists(up: int, name: bytes) -> bool:
     try:
-        st = os.stat(name, dir_fd=up, follow_symlinks=False)
+        os.stat(name, dir_fd=up, follow_symlinks=False)
     except FileNotFoundError:
-        if node is None:
-            return
-    else:
-        if node is not None and node.key == (st.st_dev, st.st_ino):
-            return
-    raise _Raced
+        return False
+    return True
 
 
 def _exists_first(error: OSError, up: int, name: bytes) -> None:
     """Raise EEXIST in place of an *error* of ENOSPC where *name* exists: it comes first on other filesystems too."""
-    if error.errno == errno.ENOSPC:
-        with contextlib.suppress(FileNotFoundError):
-            os.stat(name, dir_fd=up, follow_symlinks=False)
-            raise failure(errno.EEXIST) from error
+    if error.errno == errno.ENOSPC and _exists(up, name):
+        raise failure(errno.EEXIST) from error
 
 
 class Names(ABC):
@@ -80,9 +73,17 @@ class Names(ABC):
         if self._read_only:
             raise failure(errno.EROFS)
 
-    def _let_go(self, victim: Node) -> None:
-        """The end of :meth:`fusevol.fs.nodes.Nodes.take`."""
-        self._nodes.unpin(victim)
+    def _change(
+        self, parts: list[_Directory], blocks: int = 0, inodes: int = 0
+    ) -> AbstractContextManager[Change | None]:
+        """As :meth:`fusevol.fs.accounting.Accounts.change`, where there is an accounting.
+
+        The names in a directory change with its lock held only, so that what was found there is what is counted.
+        """
+        return _UNCOUNTED if self._accounts is None else self._accounts.change(parts, blocks, inodes)
+
+    def _collect(self) -> None:
+        """Give back what inodes took that are gone."""
         if self._accounts is not None:
             self._accounts.collect()
 
@@ -123,19 +124,15 @@ class Names(ABC):
         """Make *name* by *make*, which is given the parent's descriptor and runs as the caller."""
         self._may_write()
         check(name)
-        nodes, accounts = self._nodes, self._accounts
+        nodes = self._nodes
         above = nodes.get(parent)
         fd = nodes.pin(above)
         try:
-            if accounts is None:
+            with self._change([(above, fd)], NAME_COST + INODE_COST, 1) as change:
                 with self._identity.of(caller):
                     make(fd)
                 node, st = nodes.find(above, fd, name)
-            else:
-                with accounts.change([(above, fd)], NAME_COST + INODE_COST, 1) as change:
-                    with self._identity.of(caller):
-                        make(fd)
-                    node, st = nodes.find(above, fd, name)
+                if change is not None:
                     change.added(st.st_blocks * 512)
         except OSError as e:
             _exists_first(e, fd, name)
@@ -195,11 +192,11 @@ class Names(ABC):
     def tmpfile(self, parent: int, mode: int, flags: int, caller: Caller) -> tuple[Entry, int]:
         """Make and open a file without a name in *parent* (O_TMPFILE of open(2)); it may be linked later."""
         self._may_write()
-        nodes, accounts = self._nodes, self._accounts
+        nodes = self._nodes
         above = nodes.get(parent)
         up = nodes.pin(above)
         try:
-            with accounts.change([], INODE_COST, 1) if accounts is not None else contextlib.nullcontext() as change:
+            with self._change([], INODE_COST, 1) as change:
                 with self._identity.of(caller):
                     # without O_EXCL, which would forbid a link: the kernel of the mount has kept that in mind
                     how = flags & ~(DROPPED | os.O_TRUNC) | os.O_TMPFILE | os.O_CLOEXEC
@@ -225,17 +222,14 @@ class Names(ABC):
         """Give *node* another name."""
         self._may_write()
         check(newname)
-        nodes, accounts = self._nodes, self._accounts
+        nodes = self._nodes
         source, above = nodes.get(node), nodes.get(newparent)
         fd = nodes.pin(source)
         try:
             up = nodes.pin(above)
             try:
-                if accounts is None:
+                with self._change([(above, up)], NAME_COST):
                     _libc.link(fd, up, newname)
-                else:
-                    with accounts.change([(above, up)], NAME_COST):
-                        _libc.link(fd, up, newname)
                 found, st = nodes.find(above, up, newname)
                 nodes.linked(found)
             except OSError as e:
@@ -262,29 +256,18 @@ class Names(ABC):
         above = nodes.get(parent)
         up = nodes.pin(above)
         try:
-            while not self._removed(above, up, name, remove):
-                pass
+            with self._change([(above, up)]):
+                node, fd, st = nodes.take(above, up, name)
+                try:
+                    if st.st_nlink == 1:
+                        nodes.losing(node, fd)
+                    remove(name, dir_fd=up)
+                    self._lost_name(node, fd, st, above, name)
+                finally:
+                    nodes.unpin(node)
         finally:
             nodes.unpin(above)
-
-    def _removed(self, above: Node, up: int, name: bytes, remove: Callable[..., None]) -> bool:
-        """Remove *name*; ``False`` if another thread changed it meanwhile."""
-        node, fd, st = self._nodes.take(above, up, name)
-        try:
-            if st.st_nlink == 1:
-                self._nodes.losing(node, fd)
-            if self._accounts is None:
-                remove(name, dir_fd=up)
-            else:
-                with self._accounts.change([(above, up), (node, fd)]):
-                    _require(up, name, node)
-                    remove(name, dir_fd=up)
-            self._lost_name(node, fd, st, above, name)
-        except _Raced:
-            return False
-        finally:
-            self._let_go(node)
-        return True
+            self._collect()
 
     def rename(self, parent: int, name: bytes, newparent: int, newname: bytes, flags: int) -> None:
         """renameat2(2) with any of its flags."""
@@ -299,48 +282,49 @@ class Names(ABC):
         try:
             newup = nodes.pin(newabove)
             try:
-                while not self._renamed(above, up, name, newabove, newup, newname, flags):
-                    pass
+                self._rename((above, up), name, (newabove, newup), newname, flags)
             finally:
                 nodes.unpin(newabove)
         finally:
             nodes.unpin(above)
+            self._collect()
 
-    def _renamed(
-        self, above: Node, up: int, name: bytes, newabove: Node, newup: int, newname: bytes, flags: int
-    ) -> bool:
-        """Rename; ``False`` if another thread changed a name meanwhile."""
-        moved, _fd, _st = self._nodes.take(above, up, name)
+    def _rename(self, source: _Directory, name: bytes, target: _Directory, newname: bytes, flags: int) -> None:
+        left = 1 if flags & _libc.RENAME_WHITEOUT else 0  # a new inode in the old place
+        try:
+            with self._change([source, target], NAME_COST + left * INODE_COST, left) as change:
+                self._move(source, name, target, newname, flags)
+                if left and change is not None:
+                    change.added(os.stat(name, dir_fd=source[1], follow_symlinks=False).st_blocks * 512)
+        except OSError as e:
+            if e.errno != errno.ENOSPC or left or not _exists(target[1], newname):
+                raise
+            # what takes another one's place needs no room
+            with self._change([source, target]):
+                if not _exists(target[1], newname):
+                    raise
+                self._move(source, name, target, newname, flags)
+
+    def _move(self, source: _Directory, name: bytes, target: _Directory, newname: bytes, flags: int) -> None:
+        """Rename, and tell the table. Both directories are locked, where there is an accounting."""
+        nodes = self._nodes
+        (above, up), (newabove, newup) = source, target
+        moved, _fd, _st = nodes.take(above, up, name)
         over: tuple[Node, int, os.stat_result] | None = None
         try:
             with contextlib.suppress(FileNotFoundError):
-                over = self._nodes.take(newabove, newup, newname)
-            parts = [(above, up), (newabove, newup)]
-            if over is not None:
-                parts.append((over[0], over[1]))
-                if over[2].st_nlink == 1 and not flags:
-                    self._nodes.losing(over[0], over[1])
-            if self._accounts is None:
-                _libc.rename(up, name, newup, newname, flags)
-            else:
-                left = 1 if flags & _libc.RENAME_WHITEOUT else 0  # a new inode in the old place
-                cost = (0 if over else NAME_COST) + left * INODE_COST
-                with self._accounts.change(parts, cost, left) as change:
-                    _require(newup, newname, over[0] if over else None)
-                    _libc.rename(up, name, newup, newname, flags)
-                    if left:
-                        change.added(os.stat(name, dir_fd=up, follow_symlinks=False).st_blocks * 512)
+                over = nodes.take(newabove, newup, newname)
+            if over is not None and over[2].st_nlink == 1 and not flags:
+                nodes.losing(over[0], over[1])
+            _libc.rename(up, name, newup, newname, flags)
             if over is not None and over[0] is moved:
-                return True  # two names of one inode: rename(2) does nothing
+                return  # two names of one inode: rename(2) does nothing
             if flags & _libc.RENAME_EXCHANGE and over is not None:
-                self._nodes.renamed(over[0], above, name)
+                nodes.renamed(over[0], above, name)
             elif over is not None:
                 self._lost_name(*over, newabove, newname)
-            self._nodes.renamed(moved, newabove, newname)
-        except _Raced:
-            return False
+            nodes.renamed(moved, newabove, newname)
         finally:
             if over is not None:
-                self._let_go(over[0])
-            self._let_go(moved)
-        return True
+                nodes.unpin(over[0])
+            nodes.unpin(moved)

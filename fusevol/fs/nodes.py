@@ -461,6 +461,8 @@ class Nodes:
         if self._by_key.get(node.key) is node:
             del self._by_key[node.key]
         if node.fd >= 0:
+            if node.unlinked and node.charged < 0:
+                node.charged = os.fstat(node.fd).st_blocks * 512
             self._open.pop(node, None)
             self._dropped.append(node.fd)
             node.fd = -1
