@@ -11,6 +11,9 @@ from typing import Final
 
 _FIEMAP: Final = 0xC020660B
 _FIEMAP_LAST: Final = 1
+_EXTENTS: Final = 17
+"""With more, the buffer is longer than 1024 bytes, and fcntl.ioctl keeps the interpreter's lock: a disk that hangs
+would then stop every thread of this process, also those that tell of it."""
 
 
 def kind(fd: int) -> str:
@@ -46,7 +49,7 @@ def holes(fd: int, start: int, end: int, block: int) -> list[tuple[int, int]]:
     return found
 
 
-def unmapped(fd: int, at: int, end: int, extents: int = 64) -> list[tuple[int, int]]:
+def unmapped(fd: int, at: int, end: int, extents: int = _EXTENTS) -> list[tuple[int, int]]:
     """The parts of *at* to *end* that have no blocks, by FIEMAP, *extents* at a time. Raises ``OSError``."""
     found: list[tuple[int, int]] = []
     while at < end:

@@ -407,6 +407,23 @@ class FileSystem(Attributes):
         self.tidy_up()
         return self._accounts.usage() if self._accounts is not None else None
 
+    def path_of(self, node: int, name: bytes = b"") -> str | None:
+        """Where *node*, or *name* in it, is in the volume; ``None`` where that is not known.
+
+        For reports of operations that hang: waits neither for the backing store nor for a lock.
+        """
+        path = self._nodes.path(node)
+        if path is None or not name:
+            return path
+        return os.path.join(path, os.fsdecode(name)) if path != "." else os.fsdecode(name)
+
+    def node_of(self, fh: int) -> int:
+        """The number of the node of an open file; 0 if it is not open. Waits for nothing, as :meth:`path_of`."""
+        try:
+            return self._files.get(fh).node.number
+        except OSError:
+            return 0
+
     def known(self) -> list[int]:
         """The nodes that the kernel knows, but the root."""
         return self._nodes.numbers()

@@ -189,6 +189,25 @@ class Nodes:
         except KeyError:
             raise stale() from None
 
+    def path(self, number: int) -> str | None:
+        """Where an inode is below the root, which is ``.``, as far as a descriptor of it tells.
+
+        Waits for nothing: readlink(2) in /proc asks no filesystem, and no lock is taken.
+        """
+        node = self._by_number.get(number)
+        fd = node.fd if node is not None else -1
+        if fd < 0:
+            return None
+        try:
+            root, found = os.readlink(_libc.BY_FD % self.root.fd), os.readlink(_libc.BY_FD % fd)
+        except OSError:
+            return None
+        if node is None or node.fd != fd:  # it was closed meanwhile, and may be anything by now
+            return None
+        if found == root:
+            return "."
+        return os.fsdecode(found[len(root.rstrip(b"/")) + 1 :]) if found.startswith(root.rstrip(b"/") + b"/") else None
+
     # -- descriptors --------------------------------------------------------------------------------------------------
 
     def pin(self, node: Node) -> int:

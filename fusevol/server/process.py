@@ -40,6 +40,7 @@ from fusevol.server.memory import SessionMemory
 from fusevol.server.spec import MountSpec
 from fusevol.server.transports import Session, mounted
 from fusevol.transport import mount
+from fusevol.transport.hangs import Hangs
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +75,7 @@ class Server:
         self._ledger: Ledger | None = None
         self._minor = -1
         self._session: Session | None = None
+        self._hangs = Hangs(spec.stuck_after_s, spec.abort_after_s, lambda: mount.abort(self._minor))
         self._operations = {
             "status": self._status,
             "usage": lambda _request: {"usage": self._usage()},
@@ -159,7 +161,7 @@ class Server:
 
     def _mount(self, memory: SessionMemory | None) -> Session:
         spec = self.spec
-        session = mounted(spec, self._fs, memory, self._held)
+        session = mounted(spec, self._fs, memory, self._held, self._hangs)
         left = session.left()
         if self._holder is not None and memory is not None and left is not None and self._held is None:
             Held(left[0], memory.fd, left[1], memory.lot[0].fileno(), memory.lot[1].fileno()).send(self._holder)
@@ -240,6 +242,7 @@ class Server:
             "quota": spec.quota,
             "cache": spec.cache,
             "usage": self._usage(),
+            "stuck": self._hangs.status(),
             "stats": {**self._fs.stats()._asdict(), **(self._session.describe() if self._session is not None else {})},
             "labels": spec.labels,
         }

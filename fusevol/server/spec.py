@@ -48,6 +48,12 @@ class MountSpec:
     """Whether requests may come over io_uring where the kernel offers that (transport ``kernel``)."""
     spin_us: int = 50
     """Microseconds in which the server looks for the next request before it sleeps (``fusevol.transport.crew``)."""
+    stuck_after_s: float = 30.0
+    """Seconds after which a request that has no answer is logged, and told in the status."""
+    abort_after_s: float | None = None
+    """Seconds after which such a request ends the connection, so that the programs that use the volume get errors
+    (ECONNABORTED, then ENOTCONN) instead of waiting. ``None``: they wait for the backing store for as long as it takes.
+    """
     labels: dict[str, str] = dataclasses.field(default_factory=dict)
     """Free for the supervisor: volume id, claim, pod. Echoed in the status."""
 

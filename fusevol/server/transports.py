@@ -19,6 +19,7 @@ from fusevol.fs import FileSystem
 from fusevol.server.held import Held
 from fusevol.server.memory import SessionMemory
 from fusevol.server.spec import MountSpec
+from fusevol.transport.hangs import Hangs
 
 log = logging.getLogger(__name__)
 
@@ -48,10 +49,10 @@ class Session(Protocol):
         """End the session from any thread."""
 
 
-def mounted(spec: MountSpec, fs: FileSystem, memory: SessionMemory | None, held: Held | None) -> Session:
+def mounted(spec: MountSpec, fs: FileSystem, memory: SessionMemory | None, held: Held | None, hangs: Hangs) -> Session:
     """Mount *fs* as *spec* says, or with *held* go on where an earlier server has ended, whose *memory* that is.
 
-    Raises :class:`UnavailableError` with the reason; nothing is mounted then.
+    *hangs* watches over the requests. Raises :class:`UnavailableError` with the reason; nothing is mounted then.
     """
     privileged = os.geteuid() == 0
     allow_other = spec.allow_other and (privileged or _others_allowed())
@@ -59,7 +60,7 @@ def mounted(spec: MountSpec, fs: FileSystem, memory: SessionMemory | None, held:
         log.info("other users have no access: user_allow_other is not set in %s", _FUSE_CONF)
     if held is not None or spec.transport == "kernel" or (spec.transport == "auto" and privileged):
         try:
-            return _kernel(spec, fs, memory, held, allow_other=allow_other)
+            return _kernel(spec, fs, memory, held, hangs, allow_other=allow_other)
         except (OSError, UnavailableError) as e:
             why = e.strerror if isinstance(e, OSError) else str(e)
             if held is not None:
@@ -70,11 +71,11 @@ def mounted(spec: MountSpec, fs: FileSystem, memory: SessionMemory | None, held:
                     "transport pyfuse3."
                 ) from e
             log.info("the transport kernel cannot be used (%s): pyfuse3 is", why)
-    return _pyfuse3(spec, fs, allow_other=allow_other, devices=spec.devices and privileged)
+    return _pyfuse3(spec, fs, hangs, allow_other=allow_other, devices=spec.devices and privileged)
 
 
 def _kernel(
-    spec: MountSpec, fs: FileSystem, memory: SessionMemory | None, held: Held | None, *, allow_other: bool
+    spec: MountSpec, fs: FileSystem, memory: SessionMemory | None, held: Held | None, hangs: Hangs, *, allow_other: bool
 ) -> Session:
     from fusevol.transport.kernel import session as kernel  # noqa: PLC0415  # one of two is enough
 
@@ -87,19 +88,20 @@ def _kernel(
         devices=spec.devices,
         spin_us=spec.spin_us,
         io_uring=spec.io_uring,
+        abort_after=spec.abort_after_s,
     )
     if memory is not None and held is not None:
-        return kernel.Session.resume(fs, options, memory, held.device, held.rings)
-    return kernel.Session.mount(fs, options, memory)
+        return kernel.Session.resume(fs, options, memory, held.device, held.rings, hangs)
+    return kernel.Session.mount(fs, options, memory, hangs)
 
 
-def _pyfuse3(spec: MountSpec, fs: FileSystem, *, allow_other: bool, devices: bool) -> Session:
+def _pyfuse3(spec: MountSpec, fs: FileSystem, hangs: Hangs, *, allow_other: bool, devices: bool) -> Session:
     from fusevol.transport import pyfuse3  # noqa: PLC0415  # one of two is enough
 
     chosen = pyfuse3.options(fsname=spec.fsname, allow_other=allow_other, read_only=spec.read_only, devices=devices)
     with _captured_stderr() as said:
         try:
-            return pyfuse3.Session(fs, spec.mountpoint, chosen, spin_us=spec.spin_us)
+            return pyfuse3.Session(fs, spec.mountpoint, chosen, hangs, spin_us=spec.spin_us)
         except RuntimeError as e:
             why = "; ".join(said() or [str(e)])
             raise UnavailableError(

@@ -27,8 +27,12 @@ import os
 import select
 import threading
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable
+from functools import partial
 from time import perf_counter, sleep
 from typing import Final
+
+from fusevol.transport.hangs import LOOK, Hangs, Request
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +70,8 @@ class Worker:
         self.poll = select.poll()
         self.poll.register(wake, select.POLLIN)
         self.registered = False
+        self.request: object = None
+        """What it carries out, as its transport keeps it (:meth:`Crew.tell`)."""
 
 
 class Crew(ABC):
@@ -75,7 +81,9 @@ class Crew(ABC):
     instructions only and never across a system call.
     """
 
-    def __init__(self, *, threads: int = THREADS, spin_us: int = 50, tick: float = _TICK, linger: float = 5.0) -> None:
+    def __init__(
+        self, hangs: Hangs, *, threads: int = THREADS, spin_us: int = 50, tick: float = _TICK, linger: float = 5.0
+    ) -> None:
         self._threads_wanted = threads
         self._spin = spin_us * 1e-6 if len(os.sched_getaffinity(0)) > 1 else 0.0
         self._tick = tick
@@ -94,6 +102,8 @@ class Crew(ABC):
         self._alarm = threading.Semaphore(0)
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._failures = 0
+        self._hangs = hangs
+        hangs.follow(self._requests)
 
     def __repr__(self) -> str:
         state = f"threads={self._count} waiting={len(self._waiting)} peak={self._peak} closing={self._closing}"
@@ -127,6 +137,10 @@ class Crew(ABC):
     def _tidy(self) -> bool:
         """Do a small piece of what can wait until no request does; whether there was any."""
         return False
+
+    @abstractmethod
+    def tell(self, worker: Worker) -> Request | None:
+        """What *worker* carries out. Called by any thread, and without waiting; ``None`` if it cannot be told."""
 
     def begin(self) -> None:
         """Start the first thread and the watchdog."""
@@ -275,14 +289,27 @@ class Crew(ABC):
         self.close()
         return False
 
+    def _requests(self) -> dict[Hashable, Callable[[], Request | None]]:
+        """What is under way, for :class:`~fusevol.transport.hangs.Hangs`."""
+        with self._mutex:
+            at_work = [(worker, worker.serial) for worker in self._workers if worker.loose]
+
+        def look(worker: Worker, serial: int) -> Request | None:
+            found = self.tell(worker)
+            return found if worker.loose and worker.serial == serial else None
+
+        return {key: partial(look, *key) for key in at_work}
+
     def _watch(self) -> None:
         """The watchdog's thread."""
         while not self._closing:
-            self._alarm.acquire()
+            # while nothing new is asked, what is under way is looked at all the same
+            self._alarm.acquire(timeout=LOOK if self.under_way else None)
             quiet = 0
             before: tuple[Worker | None, int] = (None, 0)
             while quiet < _QUIET_TICKS and not self._closing:
                 sleep(self._tick)
+                self._hangs.look()
                 with self._mutex:
                     leader = self._leader
                     now = (leader, leader.serial if leader else 0)

@@ -23,10 +23,11 @@ import errno
 import logging
 import threading
 import types
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator, Sequence
 from typing import Any, Final, Self
 
 from fusevol.transport.crew import ClosedResourceError, Crew, Worker
+from fusevol.transport.hangs import Hangs, Request
 
 log = logging.getLogger(__name__)
 
@@ -111,8 +112,10 @@ class Pump(Crew):
 
     ClosedResourceError = ClosedResourceError
 
-    def __init__(self, *, spin_us: int = 50) -> None:
-        super().__init__(spin_us=spin_us)
+    def __init__(self, hangs: Hangs, told: Callable[[str, Sequence[Any]], Request], *, spin_us: int = 50) -> None:
+        """*told* makes a :class:`Request` of a handler's name and arguments, and does not wait."""
+        super().__init__(hangs, spin_us=spin_us)
+        self._told = told
         self.lowlevel = _LowLevel(self)
         self._loop: Loop = _no_loop
         self._arguments: tuple[Any, ...] = ()
@@ -131,6 +134,15 @@ class Pump(Crew):
             return
         self._loop, self._arguments = loop, arguments
         self.begin()
+
+    def doing(self, what: tuple[str, Sequence[Any]] | None) -> None:
+        """Called by each handler when it begins and ends: its name and arguments are what this thread does now."""
+        self._local.worker.request = what
+
+    def tell(self, worker: Worker) -> Request | None:
+        """See :class:`Crew`."""
+        request: Any = worker.request
+        return self._told(*request) if request is not None else None
 
     def _work(self, worker: Worker) -> bool:
         """Drive one session loop to its end; returns whether another one must take its place."""

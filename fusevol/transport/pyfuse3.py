@@ -34,6 +34,7 @@ from fusevol.fs import FileSystem
 from fusevol.fs.types import ROOT_NODE, Caller, Entry, SetAttr
 from fusevol.transport._entries import NameOnly, absent, attributes
 from fusevol.transport._load import load
+from fusevol.transport.hangs import Hangs, Request
 from fusevol.transport.pump import Pump, started
 
 if TYPE_CHECKING:
@@ -46,6 +47,10 @@ log = logging.getLogger(__name__)
 _REMEMBERED: Final = 512
 """How many big directories the listing policy keeps in mind."""
 
+_OF_OPEN_FILE: Final = frozenset({"read", "write", "fsync", "release"})
+_OF_OPEN_DIRECTORY: Final = frozenset({"readdir", "releasedir", "fsyncdir"})
+"""Operations whose first argument is a handle."""
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -54,8 +59,10 @@ def _handler(
     method: Callable[Concatenate[Adapter, P], R],
 ) -> Callable[Concatenate[Adapter, P], Coroutine[Any, Any, R]]:
     """Make a request handler for pyfuse3 of a synchronous *method*."""
+    name = method.__name__
 
     async def handle(self: Adapter, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        self.pump.doing((name, args))
         await started()
         try:
             return method(self, *args, **kwargs)
@@ -64,15 +71,17 @@ def _handler(
         except pyfuse3.FUSEError:
             raise
         except Exception as e:  # noqa: BLE001  # a bug costs one request, not the mount
-            self.bug(method.__name__, e)
+            self.bug(name, e)
             raise pyfuse3.FUSEError(errno.EIO) from None
+        finally:
+            self.pump.doing(None)
 
-    handle.__name__, handle.__doc__ = method.__name__, method.__doc__
+    handle.__name__, handle.__doc__ = name, method.__doc__
     return handle
 
 
 class Adapter(pyfuse3.Operations):
-    """Serves *fs*. :attr:`pump` is told before an operation that is expected to take long."""
+    """Serves *fs*. Its :attr:`pump` is told what each thread does, and before what is expected to take long."""
 
     supports_dot_lookup = False
     enable_writeback_cache = False
@@ -80,8 +89,9 @@ class Adapter(pyfuse3.Operations):
     def __init__(
         self,
         fs: FileSystem,
-        pump: Pump,
+        hangs: Hangs,
         *,
+        spin_us: int = 50,
         enable_acl: bool = True,
     ) -> None:
         super().__init__()
@@ -89,7 +99,7 @@ class Adapter(pyfuse3.Operations):
         """Called when the kernel has said hello: the mount is usable from then on."""
         self.fs = fs
         self.enable_acl = enable_acl
-        self._pump = pump
+        self.pump = Pump(hangs, self.told, spin_us=spin_us)
         self._entry, self._attr, self._negative, self._keep_pages = fs.cache
         self._absent = absent(self._negative) if self._negative > 0 else None
         self._bugs: set[tuple[str, str]] = set()
@@ -99,6 +109,19 @@ class Adapter(pyfuse3.Operations):
         """Nodes of directories that were listed without attributes, oldest first."""
         self._wanted: dict[int, None] = {}
         """Those whose names were looked up after that, until they are listed from the start again."""
+
+    def told(self, operation: str, arguments: Sequence[Any]) -> Request:
+        """What a handler of that name is doing, which was called with *arguments*. Does not wait."""
+        node, last = arguments[0], arguments[-1]
+        pid = int(getattr(last, "pid", 0))  # not every operation comes with a context
+        if operation in _OF_OPEN_FILE:
+            node = self.fs.node_of(node)
+        elif operation in _OF_OPEN_DIRECTORY:
+            node = self._open_dirs.get(node, 0)
+        elif not isinstance(node, int):  # statfs, forget
+            node = ROOT_NODE
+        name = arguments[1] if len(arguments) > 1 and isinstance(arguments[1], bytes) else b""
+        return Request(operation, node, self.fs.path_of(node, name), pid)
 
     def init(self) -> None:
         """Called by pyfuse3 for the kernel's first request."""
@@ -201,7 +224,7 @@ class Adapter(pyfuse3.Operations):
             mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
         )
         if change.size is not None:
-            self._pump.hand_over()
+            self.pump.hand_over()
         return self._stat(node, self.fs.setattr(node, change, fh))
 
     @_handler
@@ -266,7 +289,7 @@ class Adapter(pyfuse3.Operations):
 
     @_handler
     def fsync(self, fh: int, datasync: bool) -> None:
-        self._pump.hand_over()
+        self.pump.hand_over()
         self.fs.fsync(fh, datasync)
 
     @_handler
@@ -318,7 +341,7 @@ class Adapter(pyfuse3.Operations):
 
     @_handler
     def fsyncdir(self, fh: int, datasync: bool) -> None:
-        self._pump.hand_over()
+        self.pump.hand_over()
         self.fs.fsyncdir(fh, datasync)
 
     @staticmethod
@@ -347,12 +370,12 @@ class Session:
 
     transport: str = "pyfuse3"
 
-    def __init__(self, fs: FileSystem, mountpoint: str, options: set[str], *, spin_us: int = 50) -> None:
+    def __init__(self, fs: FileSystem, mountpoint: str, options: set[str], hangs: Hangs, *, spin_us: int = 50) -> None:
         """Mount at *mountpoint*. Raises ``RuntimeError``; libfuse has then said why on standard error."""
-        self._pump = Pump(spin_us=spin_us)
+        self._adapter = Adapter(fs, hangs, spin_us=spin_us)
+        self._pump = self._adapter.pump
         fs.sweep = self._pump.hand_over
         vars(pyfuse3)["trio"] = self._pump  # the seam: see fusevol.transport.pump
-        self._adapter = Adapter(fs, self._pump)
         pyfuse3.init(self._adapter, mountpoint, options)
 
     @staticmethod

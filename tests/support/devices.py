@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -32,6 +33,27 @@ def make_loop_fs(directory: Path, kind: Kind, size: int) -> Path:
     # -o loop sets autoclear: the device goes with the mount, whoever removes it
     subprocess.run(["mount", "-o", "loop", str(image), str(point)], check=True, capture_output=True, timeout=60)
     return point
+
+
+@contextlib.contextmanager
+def frozen(point: Path) -> Iterator[Callable[[], None]]:
+    """Freeze the filesystem mounted at *point*: who writes to it waits, unkillable, as for a disk that does not answer.
+
+    Yields what thaws it before the end.
+    """
+    over = False
+
+    def thaw() -> None:
+        nonlocal over
+        if not over:
+            subprocess.run(["fsfreeze", "--unfreeze", str(point)], check=True, timeout=20)
+            over = True
+
+    subprocess.run(["fsfreeze", "--freeze", str(point)], check=True, timeout=20)
+    try:
+        yield thaw
+    finally:
+        thaw()
 
 
 def tear_down(directory: Path) -> None:

@@ -36,6 +36,8 @@ class Wishes(NamedTuple):
     """Bytes of the largest write; buffers are so large."""
     stack_depth: int
     """1, or 2 where the backing store is stacked itself (overlayfs): passthrough needs to know."""
+    request_timeout: int = 0
+    """Seconds after which the kernel ends the connection for a request that has no answer; 0 for never."""
 
 
 class Connection:
@@ -118,7 +120,7 @@ class Connection:
                 0,
                 agreed.flags >> 32,
                 wishes.stack_depth if agreed.has("passthrough") else 0,
-                0,
+                wishes.request_timeout if agreed.has("request-timeout") else 0,
             ),
         )
         return connection

@@ -25,6 +25,7 @@ from typing import Any, Final
 
 from fusevol.fs import FileSystem
 from fusevol.fs.types import NOW, Caller, Entry, SetAttr
+from fusevol.transport.hangs import Request
 from fusevol.transport.kernel import protocol as p
 from fusevol.transport.kernel.passthrough import Passthrough
 from fusevol.transport.kernel.protocol import Op
@@ -52,6 +53,11 @@ _MAPPED: Final = 1
 """Seconds for which attributes of a file are trusted that passthrough may have mapped: a write to the mapping changes
 the times in the backing store, of which the kernel's FUSE code hears nothing, even after the file was closed. Less is
 not worth it: databases ask for the size of their files all the time."""
+_OF_NAMES: Final = frozenset({
+    Op.LOOKUP, Op.MKNOD, Op.MKDIR, Op.SYMLINK, Op.LINK, Op.UNLINK, Op.RMDIR, Op.RENAME, Op.RENAME2, Op.CREATE,
+})  # fmt: skip
+"""Operations on a name in the directory that the request names."""
+_NAME_MOST: Final = 256
 _CHANGES: Final = (
     p.FATTR_MODE | p.FATTR_UID | p.FATTR_GID | p.FATTR_SIZE | p.FATTR_ATIME | p.FATTR_MTIME | p.FATTR_CTIME
 )
@@ -134,6 +140,13 @@ class Operations:
         except Exception as e:  # noqa: BLE001  # nobody is waiting for an answer
             self._bug("forget", e)
             return True
+
+    def tell(self, op: int, node: int, rest: memoryview, pid: int) -> Request:
+        """What a request is about, for a report; *rest* is what follows its first argument. Waits for nothing."""
+        name = bytes(rest[:_NAME_MOST]).partition(b"\0")[0] if op in _OF_NAMES else b""
+        known = op < len(self._table) and self._table[op] is not None
+        what = Op(op).name.lower() if known else f"operation {op}"
+        return Request(what, node, self._fs.path_of(node, name), pid)
 
     # -- answers ------------------------------------------------------------------------------------------------------
 

@@ -9,12 +9,13 @@ import mmap
 import os
 from collections.abc import Callable
 from time import sleep
-from typing import Final, NamedTuple, Protocol, Self
+from typing import Any, Final, NamedTuple, Protocol, Self
 
 from fusevol.errors import UnavailableError
 from fusevol.fs import FileSystem
 from fusevol.transport import mount
 from fusevol.transport.crew import Crew, Worker
+from fusevol.transport.hangs import Hangs, Request
 from fusevol.transport.kernel import protocol as p
 from fusevol.transport.kernel import uring
 from fusevol.transport.kernel.connection import Connection, Wishes
@@ -40,6 +41,10 @@ _GATHER: Final = 0.005
 """Seconds for which forgotten nodes gather beside rings."""
 _LINGER: Final = 5.0
 """Seconds that operations may take to end when the mount is gone."""
+_LATER: Final = 30
+"""Seconds by which the kernel ends a connection later than this server would, which can say why."""
+_TIMEOUT_MOST: Final = 0xFFFF
+"""The longest time that INIT has room for, in seconds: 18 hours."""
 
 
 class Memory(Intents, Protocol):
@@ -66,16 +71,25 @@ class Options(NamedTuple):
     io_uring: bool = True
     unwanted: frozenset[str] = frozenset()
     """Features not to be used, though the kernel offers them."""
+    abort_after: float | None = None
+    """Seconds after which the kernel, too, ends the connection for a request that has no answer."""
 
 
 class Reader(Crew):
     """Threads that read requests from /dev/fuse and carry them out."""
 
     def __init__(
-        self, connection: Connection, operations: Operations, replay: Replay | None, *, spin_us: int, seldom: bool
+        self,
+        connection: Connection,
+        operations: Operations,
+        replay: Replay | None,
+        hangs: Hangs,
+        *,
+        spin_us: int,
+        seldom: bool,
     ) -> None:
         """*seldom*: requests come by rings, and only forgotten nodes and the like come here (see :meth:`_work`)."""
-        super().__init__(spin_us=spin_us)
+        super().__init__(hangs, spin_us=spin_us)
         self._connection = connection
         self._operations = operations
         self._replay = replay
@@ -97,6 +111,7 @@ class Reader(Crew):
         lead, wait, began, carry_out = self.lead, self.wait_readable, self.began, self._carry_out
         buffer = mmap.mmap(-1, self._connection.buffer_size)  # pages that no request needs are never there
         view, into = memoryview(buffer), (buffer,)
+        worker.request = view
         op = 0
         try:
             while True:
@@ -145,6 +160,20 @@ class Reader(Crew):
                 request = os.read(self._connection.fd, self._connection.buffer_size)
                 self._carry_out(request, memoryview(request), len(request))
 
+    def tell(self, worker: Worker) -> Request | None:
+        """See :class:`Crew`. The request stays in the worker's buffer for as long as it is carried out."""
+        buffer: Any = worker.request
+        _size, op, _unique, node, _uid, _gid, pid, _extensions = p.IN_HEADER.unpack_from(buffer)
+        at = _HEADER + (self._operations.sizes[op] if op < len(self._operations.sizes) else 0)
+        return self._operations.tell(op, node, buffer[at:], pid)
+
+
+def _request_timeout(abort_after: float | None) -> int:
+    """What INIT says: the kernel looks every 15 seconds, whatever has become of the server's processes."""
+    if abort_after is None or abort_after + _LATER > _TIMEOUT_MOST:
+        return 0
+    return int(abort_after) + _LATER
+
 
 class Session:
     """A mounted filesystem. :meth:`mount` or :meth:`resume` makes one, :meth:`serve` answers until it is unmounted."""
@@ -152,7 +181,13 @@ class Session:
     transport: str = "kernel"
 
     def __init__(
-        self, fs: FileSystem, connection: Connection, options: Options, memory: Memory | None, rings: int
+        self,
+        fs: FileSystem,
+        connection: Connection,
+        options: Options,
+        memory: Memory | None,
+        rings: int,
+        hangs: Hangs,
     ) -> None:
         self._connection = connection
         agreed = connection.agreed
@@ -160,13 +195,13 @@ class Session:
         operations = Operations(fs, passthrough=self._passthrough, setxattr_ext=agreed.has("setxattr-ext"))
         replay = Replay(fs, operations, memory) if memory is not None and fs.survives else None
         self._rings = (
-            uring.Rings(connection, operations, replay, rings, options.mountpoint)
+            uring.Rings(connection, operations, replay, rings, options.mountpoint, hangs)
             if agreed.has("over-io-uring")
             else None
         )
         # beside rings it has little to do, and spinning would keep them from their CPU
-        seldom = self._rings is not None
-        self._reader = Reader(connection, operations, replay, spin_us=0 if seldom else options.spin_us, seldom=seldom)
+        seldom, spin_us = self._rings is not None, options.spin_us if self._rings is None else 0
+        self._reader = Reader(connection, operations, replay, hangs, spin_us=spin_us, seldom=seldom)
         if seldom:
             os.set_blocking(connection.fd, False)
         fs.sweep = self._reader.sweep if seldom else self._reader.hand_over
@@ -176,12 +211,13 @@ class Session:
         """Whether another process can go on where this one is killed."""
 
     @classmethod
-    def mount(cls, fs: FileSystem, options: Options, memory: Memory | None) -> Self:
+    def mount(cls, fs: FileSystem, options: Options, memory: Memory | None, hangs: Hangs) -> Self:
         """Mount *fs*. Raises ``OSError`` or :class:`UnavailableError`; nothing is mounted then."""
         refused = set(options.unwanted)
         refused |= {"auto-inval-data"} if fs.cache.keep_pages else {"explicit-inval-data", "cache-symlinks"}
         refused |= set() if options.passthrough else {"passthrough"}
         refused |= set() if options.io_uring and uring.enabled() and available() else {"over-io-uring"}
+        refused |= set() if options.abort_after is not None else {"request-timeout"}
         wishes = Wishes(
             fsname=options.fsname,
             read_only=options.read_only,
@@ -190,14 +226,15 @@ class Session:
             unwanted=frozenset(refused),
             max_write=_DATA_PASSED_BY if options.passthrough else _DATA_THROUGH_SERVER,
             stack_depth=2 if fs.backing_type == "overlay" else 1,
+            request_timeout=_request_timeout(options.abort_after),
         )
         connection = Connection.open(options.mountpoint, wishes)
         if memory is not None:
             memory.set_agreement(*connection.agreed, connection.max_write)
-        return cls(fs, connection, options, memory, os.memfd_create("fusevol-rings", os.MFD_CLOEXEC))
+        return cls(fs, connection, options, memory, os.memfd_create("fusevol-rings", os.MFD_CLOEXEC), hangs)
 
     @classmethod
-    def resume(cls, fs: FileSystem, options: Options, memory: Memory, device: int, rings: int) -> Self:
+    def resume(cls, fs: FileSystem, options: Options, memory: Memory, device: int, rings: int, hangs: Hangs) -> Self:
         """Go on where another server has ended. *device* is the connection's descriptor.
 
         Raises :class:`UnavailableError` if that server had not yet agreed on anything with the kernel.
@@ -206,7 +243,7 @@ class Session:
         if not max_write:
             raise UnavailableError(f"The mount at {options.mountpoint} was never ready: mount the volume anew.")
         connection = Connection.resume(device, options.mountpoint, Agreement(minor, flags), max_write)
-        session = cls(fs, connection, options, memory, rings)
+        session = cls(fs, connection, options, memory, rings, hangs)
         session._resumed = True
         return session
 

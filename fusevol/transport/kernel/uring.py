@@ -22,11 +22,14 @@ import logging
 import mmap
 import os
 import threading
+from collections.abc import Callable, Hashable
+from functools import partial
 from pathlib import Path
 from struct import Struct
 from time import monotonic, sleep
 from typing import Final
 
+from fusevol.transport.hangs import LOOK, Hangs, Request
 from fusevol.transport.kernel import protocol as p
 from fusevol.transport.kernel.connection import Connection
 from fusevol.transport.kernel.operations import Operations
@@ -130,7 +133,13 @@ class Rings:
     """The threads that carry out what comes over io_uring."""
 
     def __init__(
-        self, connection: Connection, operations: Operations, replay: Replay | None, rings: int, mountpoint: str
+        self,
+        connection: Connection,
+        operations: Operations,
+        replay: Replay | None,
+        rings: int,
+        mountpoint: str,
+        hangs: Hangs,
     ) -> None:
         self._connection = connection
         self._mountpoint = mountpoint
@@ -147,6 +156,8 @@ class Rings:
         self._armed = False
         self._alarm = threading.Semaphore(0)
         self._allowed = os.sched_getaffinity(0)
+        self._hangs = hangs
+        hangs.follow(self._requests)
 
     def __repr__(self) -> str:
         return f"<Rings queues={self._queues} threads={self.threads}>"
@@ -326,19 +337,32 @@ class Rings:
             os.sched_setaffinity(0, {queue})
             os.statvfs(self._mountpoint)
 
+    def _requests(self) -> dict[Hashable, Callable[[], Request | None]]:
+        """What is under way, for :class:`~fusevol.transport.hangs.Hangs`."""
+
+        def look(slot: _Slot, since: float) -> Request | None:
+            _size, op, _unique, node, _uid, _gid, pid, _extensions = p.IN_HEADER.unpack_from(slot.header)
+            found = self._operations.tell(op, node, slot.payload, pid)
+            return found if slot.busy == since else None
+
+        at_work = [(slot, slot.busy) for slot in list(self._slots)]
+        return {key: partial(look, *key) for key in at_work if key[1]}
+
     def _watch(self) -> None:
         """Add a thread to each queue whose threads are all held up. Sleeps while nothing is asked."""
         while not self._closing:
-            self._alarm.acquire()
+            # while nothing new is asked, what is under way is looked at all the same
+            self._alarm.acquire(timeout=LOOK if self.under_way else None)
             quiet = 0
             while quiet < _QUIET_TICKS and not self._closing:
                 sleep(_TICK)
+                self._hangs.look()
                 now = monotonic()
                 free: dict[int, bool] = {}
                 busy = False
                 for slot in list(self._slots):
                     since = slot.busy
-                    busy = busy or since > 0
+                    busy = busy or since > now - LOOK  # for what is older, a thread has been added already
                     held = 0 < since < now - _TICK
                     free[slot.queue] = free.get(slot.queue, False) or not held
                 for queue, some in free.items():
