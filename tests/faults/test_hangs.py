@@ -1,7 +1,7 @@
 """A backing store that really hangs, and what a volume server tells of it and does about it.
 
 The store is a filesystem on a loop device that is frozen: who writes to it is in an uninterruptible sleep, which no
-signal ends.
+signal ends. Or it is a mount whose server is stopped: nothing at all is answered.
 """
 
 from __future__ import annotations
@@ -24,14 +24,15 @@ from tests.support.servers import VolumeServer
 
 pytestmark = pytest.mark.root
 
-_MAKE = "import os,sys; os.close(os.open(sys.argv[1], os.O_CREAT | os.O_WRONLY))"
-_MAKE_AND_TELL = f"""
-import errno, sys
+_TELL = """
+import errno, os, sys
 try:
-    {_MAKE.replace("; ", chr(10) + "    ")}
+    %s
 except OSError as e:
     print(errno.errorcode[e.errno], flush=True)
 """
+_MAKE = _TELL % "os.close(os.open(sys.argv[1], os.O_CREAT | os.O_WRONLY))"
+_ASK = _TELL % "os.statvfs(sys.argv[1])"
 
 
 @pytest.fixture(params=["kernel", "io_uring", "pyfuse3"])
@@ -55,9 +56,9 @@ def _serve(volume_server: StartServer, store: Path, transport: str, **fields: An
     return volume_server(source, quota="ledger", cache="none", **transports.fields(transport), **fields)
 
 
-def _maker(path: Path) -> subprocess.Popen[str]:
-    """A program that makes a file, and tells the error that it gets."""
-    return subprocess.Popen([sys.executable, "-ISc", _MAKE_AND_TELL, str(path)], stdout=subprocess.PIPE, text=True)
+def _program(path: Path, what: str = _MAKE) -> subprocess.Popen[str]:
+    """A program that makes a file, or does *what*, and tells the error that it gets."""
+    return subprocess.Popen([sys.executable, "-ISc", what, str(path)], stdout=subprocess.PIPE, text=True)
 
 
 def _stuck(server: VolumeServer) -> dict[str, Any]:
@@ -70,7 +71,7 @@ def test_what_hangs_is_told_while_the_rest_goes_on(volume_server: StartServer, s
     """Status and log name operation, path, process and age; reads go on; after the thaw the program has its file."""
     server = _serve(volume_server, store, transport, stuck_after_s=1.0)
     with frozen(store) as thaw:
-        client = _maker(server.mountpoint / "sub" / "new")
+        client = _program(server.mountpoint / "sub" / "new")
         eventually(lambda: _stuck(server)["count"] == 1, 15, what="the request is told")
         eventually(lambda: _stuck(server)["oldest"] > 3, 15, what="its age grows")
         read = (server.mountpoint / "other" / "there").read_text()
@@ -95,7 +96,7 @@ def test_the_limit_frees_the_programs(volume_server: StartServer, store: Path, t
     server = _serve(volume_server, store, transport, stuck_after_s=1.0, abort_after_s=3.0)
     with frozen(store):
         began = time.monotonic()
-        client = _maker(server.mountpoint / "sub" / "new")
+        client = _program(server.mountpoint / "sub" / "new")
         said = client.communicate(timeout=30)[0]
         took = time.monotonic() - began
         dead = mount.is_dead(server.mountpoint)
@@ -117,7 +118,7 @@ def test_the_kernel_keeps_the_limit_of_a_server_that_cannot(volume_server: Start
         pytest.skip("this kernel has no request time-out (Linux 6.15)")
     server.signal(signal.SIGSTOP)
     began = time.monotonic()
-    client = _maker(server.mountpoint / "new")
+    client = _program(server.mountpoint / "new")
     said = client.communicate(timeout=80)[0]
     took = time.monotonic() - began
     server.signal(signal.SIGCONT)
@@ -128,13 +129,34 @@ def test_the_kernel_keeps_the_limit_of_a_server_that_cannot(volume_server: Start
     assert status == 1
 
 
+@pytest.mark.expect_log("has not ended", "do not end")
+def test_a_store_that_answers_nothing(volume_server: StartServer, transport: str) -> None:
+    """Each program that hangs takes one thread; the server dies of kill -9 all the same, and its mount is dead then."""
+    store = volume_server(**transports.fields("kernel"))
+    (store.mountpoint / "volume").mkdir()
+    server = volume_server(store.mountpoint / "volume", cache="none", **transports.fields(transport), stuck_after_s=2.0)
+    threads = server.call("status")["stats"]["threads"]
+    with store.stopped():
+        clients = [_program(server.mountpoint, _ASK) for _ in range(12)]
+        eventually(lambda: _stuck(server)["count"] == 12, 20, what="all of them hang")
+        stats = server.call("status")["stats"]
+        server.kill()
+        dead = mount.is_dead(server.mountpoint)
+    said = {client.communicate(timeout=20)[0].strip() for client in clients}
+
+    assert stats["under_way"] == 12
+    assert stats["threads"] <= threads + 12 + 2
+    assert dead
+    assert said <= {"ECONNABORTED", "ENOTCONN"}
+
+
 def test_without_a_limit_nothing_is_ended(volume_server: StartServer, store: Path, transport: str) -> None:
     """A store that takes longer than anything expected is waited for: twenty programs wait, and none gets an error."""
     server = _serve(volume_server, store, transport)
     for i in range(20):
         (server.source / str(i)).mkdir()
     with frozen(store):
-        clients = [_maker(server.mountpoint / str(i) / "new") for i in range(20)]
+        clients = [_program(server.mountpoint / str(i) / "new") for i in range(20)]
         eventually(lambda: server.call("status")["stats"]["under_way"] >= 20, 30, what="all of them hang")
         others = [(server.mountpoint / "other" / "there").read_text() for _ in range(50)]
         quiet = _stuck(server)

@@ -31,8 +31,10 @@ from typing import Final
 
 from fusevol.transport.hangs import LOOK, Hangs, Request
 from fusevol.transport.kernel import protocol as p
+from fusevol.transport.kernel.asking import Askers
 from fusevol.transport.kernel.connection import Connection
 from fusevol.transport.kernel.operations import Operations
+from fusevol.transport.kernel.protocol import Op
 from fusevol.transport.kernel.region import Region
 from fusevol.transport.kernel.replay import WITHOUT_TRACE, Replay
 from fusevol.transport.kernel.ring import Ring
@@ -67,6 +69,7 @@ _COPY_AT: Final = 1088
 _COPY_REST_AT: Final = 1536
 _COPY_REST: Final = 2048
 """Bytes of the payload that are copied. Longer ones are data, whose answers are a few bytes."""
+_STATFS: Final = int(Op.STATFS)
 _TICK: Final = 0.004
 """Seconds that an operation may take before another thread stands by for its queue."""
 _QUIET_TICKS: Final = 5
@@ -142,7 +145,6 @@ class Rings:
         hangs: Hangs,
     ) -> None:
         self._connection = connection
-        self._mountpoint = mountpoint
         self._operations = operations
         self._replay = replay
         self._queues = queues()
@@ -156,6 +158,7 @@ class Rings:
         self._armed = False
         self._alarm = threading.Semaphore(0)
         self._allowed = os.sched_getaffinity(0)
+        self._askers = Askers(mountpoint)
         self._hangs = hangs
         hangs.follow(self._requests)
 
@@ -303,6 +306,8 @@ class Rings:
             found = replay.again(unique, op, node, header, _OPERATION, rest, ids)
         elif op in WITHOUT_TRACE and replay is not None:
             found = replay.first_time(unique, op, node, header, _OPERATION, rest, ids)
+        elif op == _STATFS and self._askers.has(pid):
+            found = errno.EAGAIN
         else:
             found = self._operations.carry_out(op, node, header, _OPERATION, rest, ids)
         self._put(slot, unique, found)
@@ -330,12 +335,8 @@ class Rings:
         """
         self._add(queue)
         if self._registered.acquire(timeout=1.0):
-            threading.Thread(target=self._ask, args=(queue,), name=f"ring-ask-{queue}", daemon=True).start()
-
-    def _ask(self, queue: int) -> None:
-        with contextlib.suppress(OSError):
-            os.sched_setaffinity(0, {queue})
-            os.statvfs(self._mountpoint)
+            with contextlib.suppress(OSError):
+                self._askers.ask(queue)
 
     def _requests(self) -> dict[Hashable, Callable[[], Request | None]]:
         """What is under way, for :class:`~fusevol.transport.hangs.Hangs`."""
@@ -369,4 +370,5 @@ class Rings:
                     if not some:
                         self._relieve(queue)
                 quiet = 0 if busy else quiet + 1
+                self._askers.collect()
             self._armed = False
