@@ -12,7 +12,8 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from agent.controllers.pods import PodController
 from agent.controllers.queue import WorkQueue
 from agent.controllers.view import DEFAULT_CLASS
 from agent.events import Recorder
+from agent.hazard import Hazards
 from agent.keeper import KeeperLink
 from agent.notify import notify
 from agent.pools import Pools
@@ -44,6 +46,10 @@ from fusevol.files import locked
 
 Obj = dict[str, Any]
 _FIRST_CLASS = "default-class-made"
+START_PATIENCE = 30.0
+"""Seconds that the agent's start waits for mounts: it then goes on without those that hang."""
+WORKERS = 32
+"""Mounts that are made again at the same time."""
 
 log = logging.getLogger(__name__)
 
@@ -77,10 +83,15 @@ async def _run(config: Config, pools: Pools, store: Store, descriptor: int, nurs
     async def mount_again(name: str) -> float | None:
         return await mounter.heal(name)
 
-    heal: WorkQueue[str] = WorkQueue("mount", mount_again)
+    def died(name: str) -> None:
+        mounter.died(name)
+        heal.add(name)
+
+    heal: WorkQueue[str] = WorkQueue("mount", mount_again, workers=WORKERS)
+    hazards = Hazards()
     keeper = KeeperLink(config.run_dir)
     nursery.start_soon(keeper.run)
-    supervisor = KeeperSupervisor(config.run_dir / "servers", keeper, nursery, heal.add, step=step)
+    supervisor = KeeperSupervisor(config.run_dir / "servers", keeper, nursery, died, step=step)
 
     async def tell(row: Attachment, reason: str, message: str, warning: bool) -> None:
         regarding = _owner(store, row)
@@ -99,10 +110,17 @@ async def _run(config: Config, pools: Pools, store: Store, descriptor: int, nurs
         supervisor=supervisor,
         tell=tell,
         changed=attachment_changed,
+        hazards=hazards,
         step=step,
     )
     pod_controller = PodController(
-        store=store, events=events, pools=pools, mounter=mounter, root=config.state_dir / "pods", step=step
+        store=store,
+        events=events,
+        pools=pools,
+        mounter=mounter,
+        hazards=hazards,
+        root=config.state_dir / "pods",
+        step=step,
     )
     effects = Effects(
         store=store, events=events, pools=pools, mounter=mounter, provisioner=config.provisioners[0], step=step
@@ -116,7 +134,7 @@ async def _run(config: Config, pools: Pools, store: Store, descriptor: int, nurs
         node=config.node_name,
         heal=heal,
     )
-    by_hand = ByHand(store=store, events=events, pools=pools, mounter=mounter, node=config.node_name)
+    by_hand = ByHand(store=store, events=events, pools=pools, mounter=mounter, hazards=hazards, node=config.node_name)
     api = Api(store=store, events=events, pools=pools, mounter=mounter, by_hand=by_hand, supervisor=supervisor)
 
     stop = trio.Event()
@@ -125,9 +143,10 @@ async def _run(config: Config, pools: Pools, store: Store, descriptor: int, nurs
     (config.state_dir / "mounts").mkdir(mode=0o755, exist_ok=True)
     (config.state_dir / "pods").mkdir(mode=0o750, exist_ok=True)
     await supervisor.adopt()
-    await mounter.restore()
-    await pod_controller.remove_strangers()
-    await _remount(mounter)
+    for name in await mounter.restore():
+        heal.add(name)
+    await _soon(nursery, pod_controller.remove_strangers)
+    await _soon(nursery, partial(_remount, mounter, heal))
     await nursery.start(controllers.run)
     nursery.start_soon(pools.empty_trash)
     await nursery.start(_serve_api, api, descriptor, stop, nursery)
@@ -165,14 +184,35 @@ async def _stop_on_signal(stop: trio.Event, api: Api, nursery: trio.Nursery) -> 
                 nursery.cancel_scope.cancel()
 
 
-async def _remount(mounter: Mounter) -> None:
+async def _soon(nursery: trio.Nursery, work: Callable[[], Awaitable[None]]) -> None:
+    """Do *work*; when that takes long since something hangs, it goes on in the background."""
+    done = trio.Event()
+
+    async def do() -> None:
+        await work()
+        done.set()
+
+    nursery.start_soon(do)
+    with trio.move_on_after(START_PATIENCE):
+        await done.wait()
+
+
+async def _remount(mounter: Mounter, heal: WorkQueue[str]) -> None:
     """Make the mounts again that should be there and are not (the machine or a server went down meanwhile)."""
-    for row in await mounter.missing():
-        try:
-            await mounter.again(row)
-            log.info("Mounted again at %s.", row.target)
-        except (FusevolError, OSError) as e:
-            log.warning("What belongs at %s cannot be mounted: %s", row.target, e)
+    at_once: dict[str, trio.CapacityLimiter] = {}  # for each pool: one may hang
+
+    async def again(row: Attachment) -> None:
+        async with at_once.setdefault(row.pool, trio.CapacityLimiter(WORKERS)):
+            try:
+                await mounter.again(row)
+                log.info("Mounted again at %s.", row.target)
+            except (FusevolError, OSError) as e:
+                log.warning("What belongs at %s cannot be mounted: %s", row.target, e)
+                heal.add(row.mount_id or row.target)
+
+    async with trio.open_nursery() as nursery:
+        for row in await mounter.missing():
+            nursery.start_soon(again, row)
 
 
 async def _first_class(store: Store, pools: Pools) -> None:

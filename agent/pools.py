@@ -1,50 +1,112 @@
-"""The pools of this node, for the trio loop: blocking calls in worker threads, one at a time per volume."""
+"""The pools of this node, for the trio loop: one call at a time per volume, and none waits for a pool that hangs."""
 
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
 import trio
 
+from agent.hazard import Hazard
 from agent.steps import Step, no_step
-from fusevol.errors import FusevolError, NotFoundError
-from fusevol.pool import Pool, PoolCapacity, TrashEntry, Volume, VolumeRequest
+from fusevol.errors import FusevolError, NotFoundError, UnavailableError
+from fusevol.pool import Pool, PoolCapacity, Volume, VolumeRequest
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
+class _Place:
+    """One pool. It is opened by whatever is done with it first: it may not have answered at the start."""
+
+    def __init__(self, name: str, path: Path, step: Step) -> None:
+        self.name = name
+        self.path = path
+        self._step = step
+        self._hazard = Hazard(f'The pool "{name}" ({path})')
+        self._pool: Pool | None = None
+        self._opening = threading.Lock()
+        self.discarded = trio.Event()
+        """Set when something was put into the trash."""
+        self.discarded.set()
+
+    async def run(self, action: Callable[[Pool], T]) -> T:
+        """The result of *action*. Raises what it raises, and :class:`UnavailableError` while the pool hangs."""
+        return await self._hazard.run(lambda: action(self._opened()))
+
+    async def run_long(self, action: Callable[[Pool], T]) -> T:
+        """The result of *action*, which may take long; never given up."""
+        return await self._hazard.run_long(lambda: action(self._opened()))
+
+    def _opened(self) -> Pool:
+        with self._opening:
+            if self._pool is None:
+                self._pool = Pool.open(self.path, self.name, create=True, step=self._step)
+                self._pool.sweep()
+            return self._pool
+
+    async def open(self) -> None:
+        """Open or create the pool, and clear away what died half-made in it; one that hangs is opened later."""
+        try:
+            await self.run(lambda _pool: None)
+        except UnavailableError:
+            if not self._hazard.hangs:
+                raise
+
+    async def empty_trash(self) -> None:
+        """Delete what is in the trash, for ever, whenever something is put there."""
+        while True:
+            await self.discarded.wait()
+            self.discarded = trio.Event()
+            try:
+                for entry in await self.run_long(lambda pool: pool.trashed()):
+                    await self.run_long(lambda pool, entry=entry: pool.purge(entry))  # type: ignore[misc]
+            except (FusevolError, OSError) as e:
+                log.warning("The trash of pool %s cannot be emptied: %s", self.name, e)
+
+
 class Pools:
     """All pools by name."""
 
-    def __init__(self, pools: Mapping[str, Pool]) -> None:
-        self._pools = dict(pools)
+    def __init__(self, places: Mapping[str, _Place]) -> None:
+        """Use :meth:`open`."""
+        self._places = dict(places)
         self._locks: WeakValueDictionary[tuple[str, str], trio.Lock] = WeakValueDictionary()
-        self._trash = trio.Event()
-        self._trash.set()
 
     @classmethod
     async def open(cls, paths: Mapping[str, Path], *, step: Step = no_step) -> Pools:
-        """Open or create the pools and clear away what died half-made in them."""
-        opened: dict[str, Pool] = {}
-        for name, path in paths.items():
-            opened[name] = await trio.to_thread.run_sync(partial(Pool.open, path, name, create=True, step=step))
-            await trio.to_thread.run_sync(opened[name].sweep)
-        return cls(opened)
+        """Open or create the pools. Those that hang are opened when they answer."""
+        places = {name: _Place(name, path, step) for name, path in paths.items()}
+        failures: list[FusevolError] = []
+
+        async def open_one(place: _Place) -> None:
+            try:
+                await place.open()
+            except FusevolError as e:
+                failures.append(e)
+
+        async with trio.open_nursery() as nursery:
+            for place in places.values():
+                nursery.start_soon(open_one, place)
+        if failures:
+            raise failures[0]
+        return cls(places)
 
     @property
     def names(self) -> list[str]:
         """Names of the pools."""
-        return sorted(self._pools)
+        return sorted(self._places)
 
-    def get(self, name: str) -> Pool:
-        """A pool. Raises :class:`NotFoundError`."""
-        found = self._pools.get(name)
+    def path(self, name: str) -> Path:
+        """Where a pool is. Raises :class:`NotFoundError`."""
+        return self._place(name).path
+
+    def _place(self, name: str) -> _Place:
+        found = self._places.get(name)
         if found is None:
             raise NotFoundError(f'There is no pool "{name}" on this node: choose one of {", ".join(self.names)}.')
         return found
@@ -52,7 +114,7 @@ class Pools:
     @property
     def preferred(self) -> str:
         """The pool for what names none."""
-        return "default" if "default" in self._pools else self.names[0]
+        return "default" if "default" in self._places else self.names[0]
 
     async def provision(self, pool: str, request: VolumeRequest) -> Volume:
         """Make a volume; the same request again finds it made."""
@@ -64,7 +126,7 @@ class Pools:
 
     async def volumes(self, pool: str) -> list[Volume]:
         """All volumes of a pool."""
-        return await trio.to_thread.run_sync(self.get(pool).volumes)
+        return await self._place(pool).run(lambda p: p.volumes())
 
     async def resize(self, pool: str, volume: str, capacity: int, inodes: int | None) -> Volume:
         """Set a volume's limits."""
@@ -76,36 +138,39 @@ class Pools:
             await self._locked(pool, volume, lambda p: p.trash(volume))
         except NotFoundError:
             return
-        self._trash.set()
+        self._place(pool).discarded.set()
+
+    async def discard_leftover(self, likely: str, volume: str) -> None:
+        """Move a volume that was made and never used to the trash, wherever it is: in the pool *likely*, it seems.
+
+        Raises :class:`UnavailableError` if that one hangs. Another one that does is passed over.
+        """
+        for pool in self.names:
+            try:
+                await self.discard(pool, volume)
+            except UnavailableError as e:
+                if pool == likely:
+                    raise
+                log.info("Whether %s has something of %s is not known: %s", pool, volume, e)
 
     async def capacity(self, pool: str) -> PoolCapacity:
         """What a pool holds."""
-        return await trio.to_thread.run_sync(self.get(pool).capacity)
+        return await self._place(pool).run(lambda p: p.capacity())
 
     async def check(self, pool: str) -> list[Any]:
         """Damage that a look at the whole pool finds."""
-        return list(await trio.to_thread.run_sync(self.get(pool).check))
+        return list(await self._place(pool).run_long(lambda p: p.check()))
 
     async def empty_trash(self) -> None:
-        """Delete what is in the trash, for ever, whenever something is put there."""
-        while True:
-            await self._trash.wait()
-            self._trash = trio.Event()
-            for name, pool in self._pools.items():
-                try:
-                    for entry in await trio.to_thread.run_sync(pool.trashed):
-                        await trio.to_thread.run_sync(_purge, pool, entry)
-                except (FusevolError, OSError) as e:
-                    log.warning("The trash of pool %s cannot be emptied: %s", name, e)
+        """Empty all pools' trash, for ever."""
+        async with trio.open_nursery() as nursery:
+            for place in self._places.values():
+                nursery.start_soon(place.empty_trash)
 
     async def _locked(self, pool: str, volume: str, action: Callable[[Pool], T]) -> T:
-        opened = self.get(pool)
+        place = self._place(pool)
         lock = self._locks.get((pool, volume))
         if lock is None:
             lock = self._locks[pool, volume] = trio.Lock()
         async with lock:
-            return await trio.to_thread.run_sync(action, opened)
-
-
-def _purge(pool: Pool, entry: TrashEntry) -> None:
-    pool.purge(entry)
+            return await place.run(action)

@@ -24,11 +24,11 @@ from typing import Any, Protocol
 import trio
 
 from agent import strangers
+from agent.control import call
 from agent.keeper import KeeperInfo, KeeperLink, collect
 from agent.ready import Progress, ReadyPipe
 from agent.steps import Step, no_step
 from fusevol.errors import ConflictError, TimeoutExpiredError, UnavailableError
-from fusevol.server.client import call
 from fusevol.server.spec import MountSpec
 from fusevol.transport import mount
 
@@ -236,9 +236,7 @@ class KeeperSupervisor:
     async def _living(self, mount_id: str) -> Server | None:
         control = self.paths(mount_id)[1]
         try:
-            status = await trio.to_thread.run_sync(
-                call, control, {"op": "status"}, ADOPT_TIMEOUT, abandon_on_cancel=True
-            )
+            status = await call(control, {"op": "status"}, ADOPT_TIMEOUT)
             if not status.get("ok") or status.get("mount_id") != mount_id:
                 return None
             # one that hangs in a slow backing store is nevertheless in use
@@ -291,11 +289,11 @@ class KeeperSupervisor:
         self._step("server ended")
 
     async def ask(self, mount_id: str, request: Obj, seconds: float = 10.0) -> Obj:
-        """One request, in a worker thread; bounded by *seconds*."""
+        """One request, bounded by *seconds*."""
         server = self._servers.get(mount_id)
         if server is None:
             raise UnavailableError(f"No volume server runs for {mount_id}: mount the volume first.")
-        return await trio.to_thread.run_sync(call, self.paths(mount_id)[1], request, seconds)
+        return await call(self.paths(mount_id)[1], request, seconds)
 
 
 async def _end(server: Server) -> None:

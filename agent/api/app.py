@@ -131,8 +131,19 @@ class Api:
         )
 
     async def pools(self, _: Request) -> Response:
-        """All pools."""
-        return JSONResponse({"items": [await self._describe(name) for name in self._pools.names]})
+        """All pools; of one that does not answer its name, its path and the error."""
+        found: dict[str, Obj] = {}
+
+        async def ask(name: str) -> None:
+            try:
+                found[name] = await self._describe(name)
+            except FusevolError as e:
+                found[name] = {"name": name, "path": str(self._pools.path(name)), "error": e.message}
+
+        async with trio.open_nursery() as nursery:
+            for name in self._pools.names:
+                nursery.start_soon(ask, name)
+        return JSONResponse({"items": [found[name] for name in self._pools.names]})
 
     async def pool(self, request: Request) -> Response:
         """One pool with its volumes."""
@@ -142,8 +153,8 @@ class Api:
         return JSONResponse(described)
 
     async def _describe(self, name: str) -> Obj:
-        pool = self._pools.get(name)
-        return {"name": name, "path": str(pool.path), "capacity": _plain(await self._pools.capacity(name))}
+        path = str(self._pools.path(name))
+        return {"name": name, "path": path, "capacity": _plain(await self._pools.capacity(name))}
 
     async def check(self, request: Request) -> Response:
         """Look for damage in a pool."""

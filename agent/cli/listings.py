@@ -27,6 +27,8 @@ def _text(value: object) -> str:
 
 
 def _pool(pool: Obj) -> list[str]:
+    if "error" in pool:
+        return [_text(pool.get("name")), *["<unknown>"] * 4, f"{pool.get('path')}: {pool['error']}"]
     capacity = pool.get("capacity") or {}
     return [
         _text(pool.get("name")),

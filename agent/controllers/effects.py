@@ -18,6 +18,7 @@ from agent.controllers.view import (
     Put,
     Reclaim,
     being_deleted,
+    class_of,
     finalizers,
     phase,
 )
@@ -83,7 +84,7 @@ class Effects:
             return
         try:
             made = provisioning.plan(claim, storage_class)
-            self._pools.get(made.pool)
+            self._pools.path(made.pool)
             message = f'fusevol makes a volume for claim "{"/".join((made.owner["namespace"], made.owner["claim"]))}"'
             await self._events.normal(claim, "Provisioning", message)
             self._step("provisioning announced")
@@ -144,8 +145,9 @@ class Effects:
         self._step("PersistentVolume let go")
 
     async def _discard(self, claim: Obj) -> None:
-        for pool in self._pools.names:
-            await self._pools.discard(pool, volume_name(claim))
+        storage_class = self._store.find(objects.Key("StorageClass", "", class_of(claim) or ""))
+        likely = str(((storage_class or {}).get("parameters") or {}).get("pool") or self._pools.preferred)
+        await self._pools.discard_leftover(likely, volume_name(claim))
         self._step("unfinished volume in the trash")
 
     async def _expand(self, claim: Obj, volume: Obj) -> None:

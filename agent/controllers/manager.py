@@ -49,7 +49,7 @@ class Controllers:
         self._heal = heal
         self.claims: WorkQueue[Key] = WorkQueue("claim", self._claim)
         self.volumes: WorkQueue[Key] = WorkQueue("volume", self._volume)
-        self.pods: WorkQueue[Key] = WorkQueue("pod", self._pod, workers=8)
+        self.pods: WorkQueue[Key] = WorkQueue("pod", self._pod, workers=32)
 
     def view(self) -> View:
         """The objects as they are now, for the decisions."""

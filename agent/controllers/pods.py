@@ -11,6 +11,7 @@ import trio
 
 from agent.controllers.view import being_deleted, finalizers
 from agent.events import Recorder
+from agent.hazard import Hazards
 from agent.pools import Pools
 from agent.steps import Step, no_step
 from agent.store import Key, Store, now
@@ -21,6 +22,9 @@ from agent.volumes.pods import FINALIZER, READY, Problem, Wanted, container_moun
 from fusevol.errors import FusevolError, UnavailableError
 
 Obj = dict[str, Any]
+STRANGER_PAUSE = 30.0
+"""Seconds after which it is tried again to undo what a Pod has left that no longer exists."""
+
 log = logging.getLogger(__name__)
 
 
@@ -28,9 +32,18 @@ class PodController:
     """Looks at one Pod at a time. For the trio loop."""
 
     def __init__(
-        self, *, store: Store, events: Recorder, pools: Pools, mounter: Mounter, root: Path, step: Step = no_step
+        self,
+        *,
+        store: Store,
+        events: Recorder,
+        pools: Pools,
+        mounter: Mounter,
+        hazards: Hazards,
+        root: Path,
+        step: Step = no_step,
     ) -> None:
         """*root* takes a directory per Pod."""
+        self._hazards = hazards
         self._store = store
         self._events = events
         self._pools = pools
@@ -51,12 +64,23 @@ class PodController:
             await self._prepared(key, pod)
 
     async def remove_strangers(self) -> None:
-        """Undo the attachments of Pods that no longer exist. For the start, before any Pod is looked at."""
+        """Undo the attachments of Pods that no longer exist, for as long as that takes. For the start."""
         uids = {p["metadata"]["uid"] for p in self._store.list("Pod")}
-        for uid in {a.pod for a in self._mounter.attachments if a.pod} - uids:
-            for row in self._mounter.attachments.of_pod(uid):
-                await self._mounter.detach(row.target)
-            await self._remove_directory(self._root / uid)
+        async with trio.open_nursery() as nursery:
+            for uid in {a.pod for a in self._mounter.attachments if a.pod} - uids:
+                nursery.start_soon(self._remove_stranger, uid)
+
+    async def _remove_stranger(self, uid: str) -> None:
+        while True:
+            try:
+                for row in self._mounter.attachments.of_pod(uid):
+                    await self._mounter.detach(row.target)
+                await self._remove_directory(self._root / uid)
+            except (FusevolError, OSError) as e:
+                log.warning("What a Pod that is gone has left cannot be undone yet: %s", _sentence(e))
+                await trio.sleep(STRANGER_PAUSE)
+            else:
+                return
 
     async def _prepared(self, key: Key, pod: Obj) -> None:
         namespace = key.namespace
@@ -86,7 +110,7 @@ class PodController:
 
     async def _set_up(self, pod: Obj, wanted: Wanted) -> None:
         if wanted.check is not None:
-            await trio.to_thread.run_sync(hostpath.prepare, *wanted.check, abandon_on_cancel=True)
+            await hostpath.prepared(self._hazards, *wanted.check)
         row = wanted.attachment
         if row is None:
             return
@@ -139,8 +163,7 @@ class PodController:
             for volume in pod["spec"].get("volumes") or []:
                 if "emptyDir" in volume:
                     # also one that was made, but never attached
-                    for pool in self._pools.names:
-                        await self._pools.discard(pool, emptydir.volume_id(uid, volume["name"]))
+                    await self._pools.discard_leftover(self._pools.preferred, emptydir.volume_id(uid, volume["name"]))
             await self._remove_directory(self._root / uid)
             self._step("Pod's directory removed")
         except (FusevolError, OSError) as e:

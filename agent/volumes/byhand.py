@@ -12,6 +12,7 @@ import trio
 
 from agent.controllers.view import SELECTED_NODE, annotate, annotations_of, phase
 from agent.events import Recorder
+from agent.hazard import Hazards
 from agent.pools import Pools
 from agent.store import Key, Store
 from agent.volumes import emptydir, hostpath, persistent
@@ -29,7 +30,10 @@ BIND_TIMEOUT = 20.0
 class ByHand:
     """The mounts outside of Pods. For the trio loop."""
 
-    def __init__(self, *, store: Store, events: Recorder, pools: Pools, mounter: Mounter, node: str) -> None:
+    def __init__(
+        self, *, store: Store, events: Recorder, pools: Pools, mounter: Mounter, hazards: Hazards, node: str
+    ) -> None:
+        self._hazards = hazards
         self._store = store
         self._events = events
         self._pools = pools
@@ -47,7 +51,7 @@ class ByHand:
         """
         claim = _text(request, "claim", required=True)
         namespace = _text(request, "namespace") or "default"
-        target = target_of(request)
+        target = await self._target(request)
         user = _text(request, "pod") or f"target {target}"
         read_only = _flag(request, "readOnly")
         known = self._mounter.attachments.find(target)
@@ -65,7 +69,7 @@ class ByHand:
         options = request.get("options") or {}
         if not isinstance(options, dict):
             raise UsageError("options must be a mapping.")
-        target = target_of(request)
+        target = await self._target(request)
         if kind == "hostPath":
             return describe(await self._host_path(target, options))
         if kind == "emptyDir":
@@ -75,11 +79,20 @@ class ByHand:
 
     async def unmount(self, request: Mapping[str, Any]) -> None:
         """Undo the mount at ``target``; nothing to do if there is none."""
-        target = target_of(request)
+        target = await self._target(request)
         known = self._mounter.attachments.find(target)
         if known is not None and known.pod:
             raise InvalidError(f"{target} belongs to a Pod: delete the Pod to unmount it.")
         await self._mounter.detach(target)
+
+    async def _target(self, request: Mapping[str, Any]) -> str:
+        """The target of a request, its parent's symbolic links resolved. Raises :class:`UsageError`.
+
+        The last component is not looked at: it may be a mount that hangs.
+        """
+        path = target_of(request)
+        where = self._hazards.of(f"The directory {path.parent}")
+        return str(Path(await where.run(lambda: os.path.realpath(path.parent))) / path.name)
 
     async def _mount_claim(self, key: Key, target: str, user: str, read_only: bool) -> Attachment:
         claim = await self._bound(key)
@@ -88,7 +101,7 @@ class ByHand:
         others = [a.user for a in self._mounter.attachments.of_claim(claim["metadata"]["uid"])]
         persistent.check_single(claim, user, others)
         if behind.path:
-            await trio.to_thread.run_sync(hostpath.prepare, behind.path, behind.path_type, abandon_on_cancel=True)
+            await hostpath.prepared(self._hazards, behind.path, behind.path_type)
         row = attachment(target, claim, behind, read_only=read_only or behind.read_only, user=user)
         return await self._mounter.attach(row)
 
@@ -141,14 +154,14 @@ class ByHand:
 
     async def _host_path(self, target: str, options: Mapping[str, Any]) -> Attachment:
         path = _text(options, "path", required=True)
-        await trio.to_thread.run_sync(hostpath.prepare, path, _text(options, "type"), abandon_on_cancel=True)
+        await hostpath.prepared(self._hazards, path, _text(options, "type"))
         return await self._mounter.attach(
             Attachment(target=target, kind="hostPath", path=path, read_only=_flag(options, "readOnly"), user=target)
         )
 
     async def _empty_dir(self, target: str, options: Mapping[str, Any]) -> Attachment:
         pool = _text(options, "pool") or self._pools.preferred
-        self._pools.get(pool)
+        self._pools.path(pool)
         source = {"sizeLimit": options.get("size"), "medium": options.get("medium") or ""}
         volume = f"empty-{hashlib.sha256(target.encode()).hexdigest()[:24]}"
         row = Attachment(
@@ -164,18 +177,15 @@ class ByHand:
         return await self._mounter.attach(row, lambda: self._pools.provision(pool, wanted))
 
 
-def target_of(request: Mapping[str, Any]) -> str:
-    """The target of a request, its parent's symbolic links resolved. Raises :class:`UsageError`.
-
-    The last component is not looked at: it may be a mount that hangs.
-    """
+def target_of(request: Mapping[str, Any]) -> Path:
+    """The target of a request, as it is written there. Raises :class:`UsageError`."""
     target = _text(request, "target", required=True)
     if not target.startswith("/") or ".." in target.split("/"):
         raise UsageError(f'The target "{target}" must be an absolute path without "..".')
     path = Path(os.path.normpath(target))
     if str(path) == "/":
         raise UsageError("The target / is the root of this machine: name a directory.")
-    return str(Path(os.path.realpath(path.parent)) / path.name)
+    return path
 
 
 def describe(row: Attachment) -> Obj:

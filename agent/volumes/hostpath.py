@@ -6,6 +6,7 @@ import os
 import stat
 from pathlib import Path
 
+from agent.hazard import Hazards
 from fusevol.errors import InvalidError, NotFoundError
 
 _KINDS = {
@@ -23,7 +24,7 @@ def prepare(path: str, kind: str) -> None:
     """Check *path* by the hostPath type *kind*, and make it where the type says so. Follows symbolic links.
 
     Raises :class:`InvalidError` or :class:`NotFoundError` with kubelet's messages (2.3); ``OSError`` when making it
-    fails. For a worker thread: the path may be on a filesystem that hangs.
+    fails. The path may be on a filesystem that hangs: for a thread that may.
     """
     if ".." in path.split("/"):
         raise InvalidError(f"invalid HostPath {path}: must not contain '..'")
@@ -50,6 +51,11 @@ def prepare(path: str, kind: str) -> None:
         ) from e
     if not fits(found.st_mode):
         raise InvalidError(f"hostPath type check failed: {path} is not a {word}, it's a {_describe(found.st_mode)}")
+
+
+async def prepared(hazards: Hazards, path: str, kind: str) -> None:
+    """:func:`prepare`, in a thread that may hang. Raises what that does, and :class:`UnavailableError` if it hangs."""
+    await hazards.of(f"The path {path}").run(lambda: prepare(path, kind))
 
 
 def _describe(mode: int) -> str:

@@ -18,18 +18,17 @@ from weakref import WeakValueDictionary
 
 import trio
 
+from agent.hazard import Hazards
 from agent.pools import Pools
 from agent.steps import Step, no_step
 from agent.supervisor import Supervisor
 from agent.volumes import places
 from agent.volumes.attachments import Attachment, Attachments
-from fusevol.errors import ConflictError, NotFoundError, UnavailableError
+from fusevol.errors import ConflictError, FusevolError, NotFoundError, UnavailableError
 from fusevol.pool import Volume
 from fusevol.server.spec import MountSpec
 from fusevol.transport import mount
 
-TOUCH_TIMEOUT = 30.0
-"""Seconds that a step which looks into a mount may take before it counts as failed."""
 DEATHS = 8
 """Deaths of one volume's servers within :data:`WINDOW` seconds after which it is left alone."""
 WINDOW = 300.0
@@ -56,10 +55,12 @@ class Mounter:
         supervisor: Supervisor,
         tell: Tell,
         changed: Changed,
+        hazards: Hazards,
         step: Step = no_step,
     ) -> None:
         """*directory* takes the FUSE mount points, *servers* is the supervisor's; *changed* is called after each
         attachment that came or went."""
+        self._hazards = hazards
         self._directory = directory
         self._servers = servers
         self._attachments = attachments
@@ -101,12 +102,14 @@ class Mounter:
                 what = known.claim or known.volume or known.path
                 raise ConflictError(f"Something else ({what}) is mounted at {wanted.target}: unmount that first.")
             if known is None:
-                if await _thread(mount.is_mounted, wanted.target):
+                if await self._at(wanted.target, mount.is_mounted, wanted.target):
                     raise ConflictError(
                         f"Something that fusevol did not mount is at {wanted.target}: name another target."
                     )
                 # before it is made: nobody could tell afterwards, if the agent died in between
-                wanted = dataclasses.replace(wanted, created=not await _thread(os.path.lexists, wanted.target))
+                wanted = dataclasses.replace(
+                    wanted, created=not await self._at(wanted.target, os.path.lexists, wanted.target)
+                )
                 await self._attachments.put(wanted)
                 self._step("attachment recorded")
                 self._changed(wanted)
@@ -129,18 +132,30 @@ class Mounter:
             if self._attachments.find(target) == row:
                 await self._detached(row)
 
+    def died(self, name: str) -> None:
+        """Take note of the death of a volume's server, which :meth:`heal` is to replace."""
+        self._deaths.setdefault(name, deque(maxlen=DEATHS)).append(trio.current_time())
+
     async def heal(self, name: str) -> float | None:
-        """Mount a volume again whose server has died; a delay in seconds when it dies too often."""
+        """Mount a volume again whose server has died; a delay in seconds when it dies too often.
+
+        One that nothing uses any more is ended, if that could not be done before. *name* may also be the target of a
+        hostPath, which is bound again.
+        """
+        bound = self._attachments.find(name)
+        if bound is not None:
+            await self.again(bound)
+            return None
         rows = self._attachments.of_mount(name)
         if not rows:
-            await _thread(places.clear, self._directory / name, lazy=True)
+            await self._supervisor.stop(name)
+            await self._clear_dead(self._directory / name)
             return None
         async with self.lock(rows[0]):
             rows = self._attachments.of_mount(name)
             if not rows or name in self._supervisor.servers:
                 return None
-            recent = self._deaths.setdefault(name, deque(maxlen=DEATHS))
-            recent.append(trio.current_time())
+            recent = self._deaths.get(name, deque())
             if len(recent) == DEATHS and recent[-1] - recent[0] < WINDOW:
                 message = (
                     f"The volume server of {rows[0].volume} dies again and again: see its log in {self._servers}. "
@@ -158,23 +173,32 @@ class Mounter:
                 await self._tell(row, "VolumeRemounted", message, True)
         return None
 
-    async def restore(self) -> None:
+    async def restore(self) -> list[str]:
         """After a start: what must go from the mount directory goes. Mounts that should be there come by :meth:`heal`.
 
-        Call when the living servers have been adopted.
+        Call when the living servers have been adopted. Returns the mounts that could not be undone: for :meth:`heal`.
         """
         wanted = {row.mount_id for row in self._attachments if row.mount_id}
-        for name in [n for n in self._supervisor.servers if n not in wanted]:
-            log.info("Nothing uses the mount %s any more; its server ends.", name)
+        left: list[str] = []
+
+        async def undo(place: Path) -> None:
             try:
-                await self._supervisor.stop(name)
-            except ConflictError as e:
-                log.info("%s", e)
-        for place in await _thread(_children, self._directory):
-            if place.name not in self._supervisor.servers:
-                await _thread(places.clear, place, lazy=True)
+                if place.name in self._supervisor.servers:
+                    log.info("Nothing uses the mount %s any more; its server ends.", place.name)
+                    await self._supervisor.stop(place.name)
+                await self._clear_dead(place)
                 if place.name not in wanted:
-                    await _thread(places.remove_target, place)
+                    await self._at(place, places.remove_target, place)
+            except FusevolError as e:
+                log.info("%s", e)
+                left.append(place.name)
+
+        here = {place.name for place in await _thread(_children, self._directory)} | set(self._supervisor.servers)
+        async with trio.open_nursery() as nursery:
+            for name in sorted(here):
+                if name not in wanted or name not in self._supervisor.servers:
+                    nursery.start_soon(undo, self._directory / name)
+        return left
 
     async def missing(self) -> list[Attachment]:
         """The attachments whose targets show nothing, or a mount without its server."""
@@ -199,14 +223,17 @@ class Mounter:
         if row.mount_id:
             source = await self._served(row)
         target = Path(row.target)
-        existing = await _thread(mount.find, target)
+        existing = await self._at(target, mount.find, target)
         if existing is not None:
             if _shows(row, existing, await _thread(mount.find, source) if row.mount_id else None):
                 return row
-            await _thread(places.clear, target, lazy=True)
-        await _bounded(
-            f"Mounting at {target}", lambda: places.bind(source, row.sub_path, target, read_only=row.read_only)
-        )
+            await self._at(target, places.clear, target, lazy=True)
+        try:
+            await self._at(target, places.bind, source, row.sub_path, target, read_only=row.read_only)
+        except FileNotFoundError as e:
+            raise NotFoundError(f"Mounting at {target} failed: {e.filename or 'the source'} does not exist.") from e
+        except OSError as e:
+            raise UnavailableError(f"Mounting at {target} failed: {e.strerror or e}.") from e
         self._step("target bound")
         return row
 
@@ -260,31 +287,38 @@ class Mounter:
     async def _detach_dead(self, rows: list[Attachment]) -> None:
         """Take the remains of a dead server's mount out of the way: parts first, the mount itself last."""
         for row in reversed(rows):
-            found = await _thread(mount.find, row.target)
+            found = await self._at(row.target, mount.find, row.target)
             if found is not None and found.is_fuse:
-                await _thread(places.clear, Path(row.target), lazy=True)
+                await self._clear_dead(Path(row.target))
         if rows:
-            await _thread(places.clear, self._directory / rows[0].mount_id, lazy=True)
+            await self._clear_dead(self._directory / rows[0].mount_id)
+
+    async def _clear_dead(self, place: Path) -> None:
+        await self._at(place, places.clear_dead, place)
 
     async def _detached(self, row: Attachment, *, keep_volume: bool = False) -> None:
         """Undo *row*; its lock is held."""
         target = Path(row.target)
         alive = not row.mount_id or row.mount_id in self._supervisor.servers
-        await _thread(places.clear, target, lazy=not alive)
+        await self._at(target, places.clear, target, lazy=not alive)
         self._step("target unmounted")
         if row.created:
-            await _thread(places.remove_target, target)
+            await self._at(target, places.remove_target, target)
         if row.mount_id and self._attachments.of_mount(row.mount_id) in ([row], []):
             await self._supervisor.stop(row.mount_id)
             point = self._directory / row.mount_id
-            await _thread(places.clear, point, lazy=True)
-            await _thread(places.remove_target, point)
+            await self._clear_dead(point)
+            await self._at(point, places.remove_target, point)
             self._deaths.pop(row.mount_id, None)
             if row.owned and not keep_volume:
                 await self._pools.discard(row.pool, row.volume)
         await self._attachments.remove(row.target)
         self._step("attachment forgotten")
         self._changed(row)
+
+    async def _at(self, place: str | Path, action: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """*action*'s result, in a thread that may hang at *place* or in what is mounted there."""
+        return await self._hazards.of(f"The mount at {place}").run(lambda: action(*args, **kwargs))
 
     async def usage(self, name: str) -> tuple[int, int] | None:
         """Used bytes and inodes of a mounted volume; None when its server does not say."""
@@ -320,18 +354,6 @@ def _children(directory: Path) -> list[Path]:
     return [directory / name for name in sorted(os.listdir(directory))]
 
 
-async def _bounded(what: str, action: Callable[[], None]) -> None:
-    """Run *action*, which looks into a mount, in a thread that is given up when it hangs."""
-    with trio.move_on_after(TOUCH_TIMEOUT):
-        try:
-            await trio.to_thread.run_sync(action, abandon_on_cancel=True)
-        except FileNotFoundError as e:
-            raise NotFoundError(f"{what} failed: {e.filename or 'the source'} does not exist.") from e
-        except OSError as e:
-            raise UnavailableError(f"{what} failed: {e.strerror or e}.") from e
-        return
-    raise UnavailableError(f"{what} did not end within {TOUCH_TIMEOUT:g} s: the mount hangs.")
-
-
 async def _thread(action: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """*action*'s result: one that looks at what is this agent's own, or at /proc, and cannot hang."""
     return await trio.to_thread.run_sync(lambda: action(*args, **kwargs))

@@ -138,6 +138,18 @@ def clear(target: Path, *, lazy: bool = False) -> None:
             raise
 
 
+def clear_dead(place: Path) -> None:
+    """Take away what is mounted at *place* and has no server any more.
+
+    The connection is ended first: it lives for as long as a process that cannot end has it open, and an unmount might
+    wait for an answer.
+    """
+    found = mount.find(place)
+    if found is not None and found.fstype == mount.FSTYPE:
+        mount.abort(found.minor)
+    clear(place, lazy=True)
+
+
 def remove_target(target: Path) -> None:
     """Remove a directory or file that was made as a target: only if it is empty and nothing is mounted on it."""
     if mount.is_mounted(target):

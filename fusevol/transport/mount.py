@@ -35,6 +35,8 @@ _PER_MOUNT_FLAGS: Final = {
 }
 """Options that belong to the mount and that a bind remount clears unless they are given again (mount(2))."""
 
+FSTYPE: Final = "fuse.fusevol"
+"""What the mount table calls a mount of ours."""
 _CONNECTIONS: Final = Path("/sys/fs/fuse/connections")
 
 Liveness = Literal["alive", "dead", "hung", "absent"]
@@ -164,7 +166,7 @@ def fuse(
     data = f"fd={device},rootmode=40000,user_id={os.geteuid()},group_id={os.getegid()},default_permissions"
     data += ",allow_other" if allow_other else ""
     source = os.fsencode(fsname)
-    if _libc.mount(source, os.fsencode(target), b"fuse.fusevol", ctypes.c_ulong(flags), data.encode()) != 0:
+    if _libc.mount(source, os.fsencode(target), FSTYPE.encode(), ctypes.c_ulong(flags), data.encode()) != 0:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code), target)
 
