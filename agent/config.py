@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from agent.patience import DEFAULT, Patience
 from fusevol.errors import InvalidError, UsageError
 
 DEFAULT_FILE = Path("/etc/fusevol/agent.yaml")
@@ -22,7 +23,7 @@ DRIVER = "fusevol.io"
 
 _POOL_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _LEVELS = ("debug", "info", "warning", "error")
-_KEYS = {"stateDir", "runDir", "socket", "pools", "provisioners", "logLevel", "nodeName"}
+_KEYS = {"stateDir", "runDir", "socket", "pools", "provisioners", "logLevel", "nodeName", "hangs"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +41,8 @@ class Config:
     """Provisioner names that are served; the first one is written into new volumes."""
     log_level: str = "info"
     node_name: str = "localhost"
+    patience: Patience = DEFAULT
+    """How long is waited for what may hang."""
 
     @classmethod
     def load(cls, file: Path | None = None, flags: Mapping[str, str] | None = None) -> Self:
@@ -69,6 +72,7 @@ class Config:
             provisioners=(PROVISIONER, *(a for a in aliases if a != PROVISIONER)),
             log_level=level,
             node_name=str(given.get("node-name") or text.get("nodeName") or socket.gethostname().lower()),
+            patience=Patience.parse(text.get("hangs")),
         )
 
 

@@ -30,7 +30,7 @@ from agent.controllers.pods import PodController
 from agent.controllers.queue import WorkQueue
 from agent.controllers.view import DEFAULT_CLASS
 from agent.events import Recorder
-from agent.hazard import Hazards
+from agent.hazard import Hazards, Recoveries
 from agent.keeper import KeeperLink
 from agent.notify import notify
 from agent.pools import Pools
@@ -65,19 +65,28 @@ async def serve(config: Config, *, step: Step = no_step) -> None:
     state_dir = config.state_dir
     with locked(state_dir / "agent.lock", lambda pid: _used(pid, state_dir)), listen(config.socket) as listener:
         try:
-            pools = await Pools.open(config.pools, step=step)
+            recoveries = Recoveries()
+            pools = await Pools.open(config.pools, patience=config.patience.give_up, recoveries=recoveries, step=step)
             store = Store.open(config.state_dir / "agent.db")
             try:
                 with _single_error():
                     async with trio.open_nursery() as nursery:
-                        await _run(config, pools, store, listener.fileno(), nursery, step)
+                        await _run(config, pools, recoveries, store, listener.fileno(), nursery, step)
             finally:
                 store.close()
         finally:
             config.socket.unlink(missing_ok=True)
 
 
-async def _run(config: Config, pools: Pools, store: Store, descriptor: int, nursery: trio.Nursery, step: Step) -> None:
+async def _run(
+    config: Config,
+    pools: Pools,
+    recoveries: Recoveries,
+    store: Store,
+    descriptor: int,
+    nursery: trio.Nursery,
+    step: Step,
+) -> None:
     events = Recorder(store.database)
 
     async def mount_again(name: str) -> float | None:
@@ -88,7 +97,8 @@ async def _run(config: Config, pools: Pools, store: Store, descriptor: int, nurs
         heal.add(name)
 
     heal: WorkQueue[str] = WorkQueue("mount", mount_again, workers=WORKERS)
-    hazards = Hazards()
+
+    hazards = Hazards(patience=config.patience.give_up, recoveries=recoveries)
     keeper = KeeperLink(config.run_dir)
     nursery.start_soon(keeper.run)
     supervisor = KeeperSupervisor(config.run_dir / "servers", keeper, nursery, died, step=step)
@@ -111,6 +121,7 @@ async def _run(config: Config, pools: Pools, store: Store, descriptor: int, nurs
         tell=tell,
         changed=attachment_changed,
         hazards=hazards,
+        patience=config.patience,
         step=step,
     )
     pod_controller = PodController(
@@ -134,6 +145,7 @@ async def _run(config: Config, pools: Pools, store: Store, descriptor: int, nurs
         node=config.node_name,
         heal=heal,
     )
+    recoveries.follow(controllers.hurry)
     by_hand = ByHand(store=store, events=events, pools=pools, mounter=mounter, hazards=hazards, node=config.node_name)
     api = Api(store=store, events=events, pools=pools, mounter=mounter, by_hand=by_hand, supervisor=supervisor)
 

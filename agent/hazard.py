@@ -8,6 +8,7 @@ for as long as a call hangs, others are refused at once. When it comes back, all
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from collections.abc import Callable
@@ -27,13 +28,31 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-class Hazard:
-    """One thing that may hang. *what* begins a sentence: ``The pool "fast"``. For the trio loop."""
+class Recoveries:
+    """Who wants to know when something that hung answers again. For the trio loop."""
 
-    def __init__(self, what: str, *, patience: float = PATIENCE, threads: int = THREADS) -> None:
+    def __init__(self) -> None:
+        self._followers: list[Callable[[], None]] = []
+
+    def follow(self, tell: Callable[[], None]) -> None:
+        """Call *tell* each time from now on."""
+        self._followers.append(tell)
+
+    def announce(self) -> None:
+        """Something answers again."""
+        for tell in self._followers:
+            tell()
+
+
+class Hazard:
+    """One thing that may hang. For the trio loop."""
+
+    def __init__(self, what: str, *, patience: float = PATIENCE, recoveries: Recoveries | None = None) -> None:
+        """*what* begins a sentence: ``The pool "fast"``."""
         self._what = what
         self._patience = patience
-        self._limiter = trio.CapacityLimiter(threads)
+        self._recoveries = recoveries or Recoveries()
+        self._limiter = trio.CapacityLimiter(THREADS)
         self._long = trio.CapacityLimiter(2)
         self._lock = threading.Lock()
         """Guards what follows, which the hazard's threads change."""
@@ -57,6 +76,7 @@ class Hazard:
         self._refuse_if_it_hangs()
         call = object()
         began = trio.current_time()
+        token = trio.lowlevel.current_trio_token()
         state: Literal["waiting", "running", "over"] = "waiting"
 
         def work() -> T:
@@ -69,6 +89,8 @@ class Hazard:
                     state = "over"
                     if self._given_up.pop(call, None) is not None and not self._given_up:
                         log.info("%s answers again.", self._what)
+                        with contextlib.suppress(trio.RunFinishedError):
+                            token.run_sync_soon(self._recoveries.announce)
 
         # whoever gives up for another reason waits as well, or two calls could be at work on one thing
         with trio.move_on_after(self._patience, shield=True):
@@ -97,14 +119,14 @@ class Hazard:
 class Hazards:
     """A hazard for each of many things that come and go, by name."""
 
-    def __init__(self, *, patience: float = PATIENCE, threads: int = THREADS) -> None:
+    def __init__(self, *, patience: float = PATIENCE, recoveries: Recoveries | None = None) -> None:
         self._patience = patience
-        self._threads = threads
+        self._recoveries = recoveries
         self._known: WeakValueDictionary[str, Hazard] = WeakValueDictionary()
 
     def of(self, what: str) -> Hazard:
         """The hazard of *what*, the same one for as long as anything is done, or hangs, there."""
         found = self._known.get(what)
         if found is None:
-            found = self._known[what] = Hazard(what, patience=self._patience, threads=self._threads)
+            found = self._known[what] = Hazard(what, patience=self._patience, recoveries=self._recoveries)
         return found

@@ -11,7 +11,7 @@ from weakref import WeakValueDictionary
 
 import trio
 
-from agent.hazard import Hazard
+from agent.hazard import PATIENCE, Hazard, Recoveries
 from agent.steps import Step, no_step
 from fusevol.errors import FusevolError, NotFoundError, UnavailableError
 from fusevol.pool import Pool, PoolCapacity, Volume, VolumeRequest
@@ -23,11 +23,11 @@ T = TypeVar("T")
 class _Place:
     """One pool. It is opened by whatever is done with it first: it may not have answered at the start."""
 
-    def __init__(self, name: str, path: Path, step: Step) -> None:
+    def __init__(self, name: str, path: Path, patience: float, recoveries: Recoveries | None, step: Step) -> None:
         self.name = name
         self.path = path
         self._step = step
-        self._hazard = Hazard(f'The pool "{name}" ({path})')
+        self._hazard = Hazard(f'The pool "{name}" ({path})', patience=patience, recoveries=recoveries)
         self._pool: Pool | None = None
         self._opening = threading.Lock()
         self.discarded = trio.Event()
@@ -78,9 +78,16 @@ class Pools:
         self._locks: WeakValueDictionary[tuple[str, str], trio.Lock] = WeakValueDictionary()
 
     @classmethod
-    async def open(cls, paths: Mapping[str, Path], *, step: Step = no_step) -> Pools:
-        """Open or create the pools. Those that hang are opened when they answer."""
-        places = {name: _Place(name, path, step) for name, path in paths.items()}
+    async def open(
+        cls,
+        paths: Mapping[str, Path],
+        *,
+        patience: float = PATIENCE,
+        recoveries: Recoveries | None = None,
+        step: Step = no_step,
+    ) -> Pools:
+        """Open or create the pools. One that does not answer within *patience* seconds is opened when it does."""
+        places = {name: _Place(name, path, patience, recoveries, step) for name, path in paths.items()}
         failures: list[FusevolError] = []
 
         async def open_one(place: _Place) -> None:

@@ -75,19 +75,81 @@ def locked(path: Path, busy: Callable[[str], Exception]) -> Iterator[None]:
     an flock belongs to the open file, which a forked child shares, so a child that has not closed it yet could keep
     the next process out. A process must not open *path* otherwise while it holds the lock: closing that releases it.
     """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    descriptor = _take(path, busy)
     try:
-        try:
-            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as e:
-            if e.errno not in {errno.EACCES, errno.EAGAIN}:
-                raise
-            raise busy(os.pread(descriptor, 20, 0).decode(errors="replace").strip() or "unknown") from e
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, str(os.getpid()).encode(), 0)
         yield
     finally:
         os.close(descriptor)
+
+
+def _take(path: Path, busy: Callable[[str], Exception]) -> int:
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        taken = False
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            taken = is_still(path, descriptor)
+        except OSError as e:
+            if e.errno not in {errno.EACCES, errno.EAGAIN}:
+                raise
+            if not left_by_the_dying(path, descriptor):
+                raise busy(os.pread(descriptor, 20, 0).decode(errors="replace").strip() or "unknown") from e
+        finally:
+            if not taken:
+                os.close(descriptor)
+        if taken:
+            return descriptor
+
+
+def is_still(path: Path, descriptor: int) -> bool:
+    """Whether *path* is the file that is open as *descriptor*: a lock on another one is worth nothing."""
+    ours = os.fstat(descriptor)
+    try:
+        found = os.stat(path, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return (found.st_dev, found.st_ino) == (ours.st_dev, ours.st_ino)
+
+
+def left_by_the_dying(path: Path, descriptor: int) -> bool:
+    """Take the lock file *path*, open as *descriptor*, out of the way if its holder is dead but cannot go.
+
+    A killed process with a thread in a system call that hangs (a disk, a network filesystem) stays, with all its locks,
+    for as long as that takes. It does nothing any more: such a thread dies when its call returns. Returns whether the
+    lock may be tried again, on a new file.
+    """
+    holder = _holder(descriptor)
+    if holder is None or not is_dying(holder):
+        return False
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(directory, fcntl.LOCK_EX)  # for a moment: or somebody else's new file could be taken away
+        if is_still(path, descriptor):
+            path.unlink()
+    finally:
+        os.close(directory)
+    return True
+
+
+def _holder(descriptor: int) -> int | None:
+    """Who holds the lock on an open file, by the kernel's list (proc_locks(5)); ``None`` if that does not tell."""
+    st = os.fstat(descriptor)
+    wanted = f"{os.major(st.st_dev):02x}:{os.minor(st.st_dev):02x}:{st.st_ino}"
+    for line in Path("/proc/locks").read_text().splitlines():
+        fields = line.split()
+        if len(fields) > 5 and fields[1] != "->" and fields[5] == wanted:
+            return int(fields[4])
+    return None
+
+
+def is_dying(pid: int) -> bool:
+    """Whether a process has ended but for what hangs in it (or but for its parent's taking note)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in {"Z", "X"}
+    except OSError:
+        return False
 
 
 def temporary_name(path: Path) -> Path:

@@ -6,10 +6,14 @@ import contextlib
 import os
 import socket
 import stat
+import struct
 from pathlib import Path
 
 from fusevol.errors import UnavailableError, UsageError
+from fusevol.files import is_dying
 
+_CREDENTIALS = struct.Struct("=iII")
+"""pid, uid and gid of who listens (unix(7))."""
 LONGEST = 107
 """Bytes that fit into ``sun_path`` beside the final zero (unix(7))."""
 
@@ -58,4 +62,9 @@ def _remove_stale(path: Path) -> None:
             return
         except OSError:
             pass  # full or slow: somebody is there
+        else:
+            pid, _, _ = _CREDENTIALS.unpack(probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+            if is_dying(pid):  # killed, and cannot go since something hangs
+                path.unlink(missing_ok=True)
+                return
     raise UnavailableError(f"Another agent answers on {path}: stop it, or choose another --run-dir and --state-dir.")

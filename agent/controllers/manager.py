@@ -98,6 +98,12 @@ class Controllers:
                 await queue.drained()
             task_status.started()
 
+    def hurry(self) -> None:
+        """Try again now what has failed: something that hung answers again."""
+        for queue in (self.claims, self.volumes, self.pods):
+            queue.hurry()
+        self._heal.hurry()
+
     def _all(self) -> None:
         for kind, queue in (
             ("PersistentVolume", self.volumes),

@@ -56,6 +56,11 @@ class WorkQueue(Generic[K]):
             self._idle = trio.Event()
         self._wake.set()
 
+    def hurry(self) -> None:
+        """Have everything looked at now that waits for its next try: what it failed of may be over."""
+        for key in list(self._timers):
+            self.add(key)
+
     def settled(self) -> bool:
         """Whether nothing waits or runs (retries that are not due do not count)."""
         return not self._waiting and not self._running

@@ -19,6 +19,7 @@ from weakref import WeakValueDictionary
 import trio
 
 from agent.hazard import Hazards
+from agent.patience import Patience
 from agent.pools import Pools
 from agent.steps import Step, no_step
 from agent.supervisor import Supervisor
@@ -56,11 +57,13 @@ class Mounter:
         tell: Tell,
         changed: Changed,
         hazards: Hazards,
+        patience: Patience,
         step: Step = no_step,
     ) -> None:
         """*directory* takes the FUSE mount points, *servers* is the supervisor's; *changed* is called after each
         attachment that came or went."""
         self._hazards = hazards
+        self._patience = patience
         self._directory = directory
         self._servers = servers
         self._attachments = attachments
@@ -281,6 +284,8 @@ class Mounter:
             limit_bytes=volume.capacity_bytes,
             limit_inodes=volume.inode_limit,
             cache=row.cache,
+            stuck_after_s=self._patience.report,
+            abort_after_s=self._patience.abort,
             labels={k: v for k, v in labels.items() if v},
         )
 

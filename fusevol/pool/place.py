@@ -25,7 +25,7 @@ from fusevol.errors import (
     NotFoundError,
     UnavailableError,
 )
-from fusevol.files import sync_directory, temporary_name, write_whole
+from fusevol.files import is_still, left_by_the_dying, sync_directory, temporary_name, write_whole
 from fusevol.pool.record import now
 
 DESCRIPTION: Final = "pool.json"
@@ -169,18 +169,21 @@ def hold(path: Path) -> int:
     Raises :class:`ConflictError` when another agent has it (flock(2): it goes with the process, whatever it dies of).
     """
     lock = path / LOCK
-    with explained(path, "locking it"):
-        # held by a descriptor that cannot write: one that can would keep the filesystem from a read-only remount
-        os.close(os.open(lock, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
-        fd = os.open(lock, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        _flock(fd, path)
-        with contextlib.suppress(OSError):  # the number only serves the message; a full pool must open, too
-            lock.write_text(f"{os.getpid()}\n")
-    except BaseException:
+    while True:
+        with explained(path, "locking it"):
+            # held by a descriptor that cannot write: one that can would keep the filesystem from a read-only remount
+            os.close(os.open(lock, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
+            fd = os.open(lock, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            _flock(fd, path)
+            if is_still(lock, fd):
+                with contextlib.suppress(OSError):  # the number only serves the message; a full pool must open, too
+                    lock.write_text(f"{os.getpid()}\n")
+                return fd
+        except BaseException:
+            os.close(fd)
+            raise
         os.close(fd)
-        raise
-    return fd
 
 
 def _flock(fd: int, path: Path) -> None:
@@ -189,6 +192,8 @@ def _flock(fd: int, path: Path) -> None:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as e:
+            if left_by_the_dying(path / LOCK, fd):
+                return
             if time.monotonic() > end:
                 holder = os.pread(fd, 20, 0).decode(errors="replace").strip() or "unknown"
                 raise ConflictError(
