@@ -310,6 +310,11 @@ class FileSystem(Attributes):
         if self._short:
             self._tell()
 
+    @property
+    def untidy(self) -> bool:
+        """Whether there is something for :meth:`tidy`."""
+        return bool(self._put_off)
+
     def tidy(self, most: int) -> bool:
         """Do up to *most* things that were put off; whether there was any. For when no request is waiting."""
         put_off = self._put_off

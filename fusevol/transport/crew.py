@@ -47,6 +47,7 @@ _KEEP: Final = 5.0
 """Seconds that a follower waits for work before it ends."""
 _FAILURES: Final = 1000
 """Unexpected errors of the loop itself after which the session is given up: it would only fail for ever."""
+_TIDYING: Final = Request("forget", 0, "what was removed", 0)
 _CLOSE: Final = 4.0
 """A sleep shorter than this many spins means that requests are arriving closely."""
 
@@ -70,6 +71,8 @@ class Worker:
         self.poll = select.poll()
         self.poll.register(wake, select.POLLIN)
         self.registered = False
+        self.tidying = False
+        """Whether what it carries out is not a request, but what was put off."""
         self.request: object = None
         """What it carries out, as its transport keeps it (:meth:`Crew.tell`)."""
 
@@ -134,9 +137,23 @@ class Crew(ABC):
         Returns whether it must be called again. :class:`ClosedResourceError` ends the thread.
         """
 
-    def _tidy(self) -> bool:
-        """Do a small piece of what can wait until no request does; whether there was any."""
+    def _untidy(self) -> bool:
+        """Whether there is something that can wait until no request does."""
         return False
+
+    def _tidy(self) -> None:  # noqa: B027  # for who has something
+        """Do a small piece of it."""
+
+    def _tidied(self, worker: Worker) -> bool:
+        """Do a small piece of it, if there is any, as an operation: when it takes long, another thread leads."""
+        if not self._untidy():
+            return False
+        worker.tidying = True
+        self.began(worker)
+        self._tidy()
+        self.lead()
+        worker.tidying = False
+        return True
 
     @abstractmethod
     def tell(self, worker: Worker) -> Request | None:
@@ -184,9 +201,9 @@ class Crew(ABC):
                 if poll(0):
                     self._check_open()
                     return
-                if not self._tidy():
+                if not self._tidied(worker):
                     os.sched_yield()
-        while self._tidy():
+        while self._tidied(worker):
             pass
         asleep = perf_counter()
         poll()
@@ -295,7 +312,7 @@ class Crew(ABC):
             at_work = [(worker, worker.serial) for worker in self._workers if worker.loose]
 
         def look(worker: Worker, serial: int) -> Request | None:
-            found = self.tell(worker)
+            found = _TIDYING if worker.tidying else self.tell(worker)
             return found if worker.loose and worker.serial == serial else None
 
         return {key: partial(look, *key) for key in at_work}

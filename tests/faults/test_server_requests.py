@@ -161,6 +161,22 @@ def test_hanging_operations_never_stop_others(faulty: VolumeServer, faults: Faul
     assert ended
 
 
+def test_what_is_put_off_holds_up_nobody_either(faulty: VolumeServer, faults: Faults) -> None:
+    """Letting go of removed inodes, which is done when no request waits, may hang like any operation."""
+    _populate(faulty.source)
+    code = "import os,sys\nfor _ in range(200): os.listdir(sys.argv[1]); os.statvfs(sys.argv[1])"
+    with faults.on("forget_all", "hang"), faults.on("forget", "hang"):
+        for i in range(20):
+            (faulty.mountpoint / f"n{i}").touch()
+            (faulty.mountpoint / f"n{i}").unlink()
+        eventually(lambda: _under_way(faulty) > 0, 20, what="it hangs")
+        done = subprocess.run([sys.executable, "-ISc", code, str(faulty.mountpoint)], timeout=30, check=False)
+    ended = eventually(lambda: _under_way(faulty) == 0, 20, what="operations that end")
+
+    assert done.returncode == 0
+    assert ended
+
+
 def test_control_socket_answers_while_requests_hang(faulty: VolumeServer, faults: Faults) -> None:
     """Status comes at once while an operation hangs, and the unmount says that the volume is in use."""
     _populate(faulty.source)

@@ -18,7 +18,7 @@ from fusevol.server import process
 OPERATIONS = frozenset({
     "lookup", "getattr", "setattr", "readlink", "mknod", "mkdir", "symlink", "unlink", "rmdir", "rename", "link",
     "create", "open", "read", "write", "release", "fsync", "opendir", "readdir", "releasedir", "fsyncdir", "statfs",
-    "getxattr", "setxattr", "listxattr", "removexattr", "forget",
+    "getxattr", "setxattr", "listxattr", "removexattr", "forget", "forget_all",
 })  # fmt: skip
 
 

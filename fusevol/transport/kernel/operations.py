@@ -133,13 +133,17 @@ class Operations:
             self._bugs.add(kind)
             log.error("%s failed unexpectedly: the caller got EIO", where, exc_info=error)
 
-    def tidy(self, most: int) -> bool:
-        """Do up to *most* things that were put off; whether there was any."""
+    @property
+    def untidy(self) -> bool:
+        """Whether there are things that were put off."""
+        return self._fs.untidy
+
+    def tidy(self, most: int) -> None:
+        """Do up to *most* of them."""
         try:
-            return self._fs.tidy(most)
+            self._fs.tidy(most)
         except Exception as e:  # noqa: BLE001  # nobody is waiting for an answer
             self._bug("forget", e)
-            return True
 
     def tell(self, op: int, node: int, rest: memoryview, pid: int) -> Request:
         """What a request is about, for a report; *rest* is what follows its first argument. Waits for nothing."""

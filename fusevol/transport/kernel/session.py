@@ -97,8 +97,11 @@ class Reader(Crew):
         self._at_once = 256 if seldom else 1
         """How many nodes to forget between two looks for a request."""
 
-    def _tidy(self) -> bool:
-        return self._operations.tidy(self._at_once)
+    def _untidy(self) -> bool:
+        return self._operations.untidy
+
+    def _tidy(self) -> None:
+        self._operations.tidy(self._at_once)
 
     def _work(self, worker: Worker) -> bool:
         """Read and carry out.

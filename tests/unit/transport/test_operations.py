@@ -239,8 +239,8 @@ class Kernel:
             self.ask(Op.RELEASEDIR, ROOT_NODE, p.RELEASE_IN.pack(fh, 0, 0, 0), b"")
         for node, count in self.lookups.items():
             self.ask(Op.FORGET, node, p.FORGET_IN.pack(count), b"")
-        while self.operations.tidy(1):
-            pass
+        while self.operations.untidy:
+            self.operations.tidy(1)
 
 
 def _most(op: int, first: bytes) -> int:
