@@ -30,6 +30,7 @@ from agent.controllers.pods import PodController
 from agent.controllers.queue import WorkQueue
 from agent.controllers.view import DEFAULT_CLASS
 from agent.events import Recorder
+from agent.hangs import HangWatch
 from agent.hazard import Hazards, Recoveries
 from agent.keeper import KeeperLink
 from agent.notify import notify
@@ -149,6 +150,8 @@ async def _run(
     by_hand = ByHand(store=store, events=events, pools=pools, mounter=mounter, hazards=hazards, node=config.node_name)
     api = Api(store=store, events=events, pools=pools, mounter=mounter, by_hand=by_hand, supervisor=supervisor)
 
+    hangs = HangWatch(supervisor=supervisor, mounter=mounter, hazards=hazards, tell=tell, patience=config.patience)
+
     stop = trio.Event()
     nursery.start_soon(_stop_on_signal, stop, api, nursery)
     await _first_class(store, pools)
@@ -161,6 +164,7 @@ async def _run(
     await _soon(nursery, partial(_remount, mounter, heal))
     await nursery.start(controllers.run)
     nursery.start_soon(pools.empty_trash)
+    nursery.start_soon(hangs.run)
     await nursery.start(_serve_api, api, descriptor, stop, nursery)
     api.ready = True
     log.info("Ready on %s.", config.socket)

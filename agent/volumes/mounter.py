@@ -83,6 +83,10 @@ class Mounter:
         """What is or shall be mounted."""
         return self._attachments
 
+    def point(self, name: str) -> Path:
+        """Where the volume of a mount id is mounted once."""
+        return self._directory / name
+
     def lock(self, wanted: Attachment) -> trio.Lock:
         """Guards everything that *wanted* shares with others: its volume, or its target for a hostPath."""
         name = wanted.mount_id or wanted.target

@@ -212,17 +212,31 @@ def abort(where: str | Path | int) -> bool:
         if mount is None or not mount.is_fuse:
             return False
         minor, mountpoint = mount.minor, mount.mountpoint
-    control = _CONNECTIONS / str(minor) / "abort"
-    if not control.exists():  # every init mounts fusectl there, but not every machine has an init
-        _libc.mount(b"fusectl", os.fsencode(_CONNECTIONS), b"fusectl", ctypes.c_ulong(0), None)
     with contextlib.suppress(FileNotFoundError):
-        control.write_text("1")
+        _control(minor, "abort").write_text("1")
         return True
     # Not permitted, in a container: a forced unmount aborts the connection first, and may well fail after that because
     # the mount is in use.
     return mountpoint is not None and (
         _libc.umount2(os.fsencode(mountpoint), _MNT_FORCE | _UMOUNT_NOFOLLOW) == 0 or ctypes.get_errno() == errno.EBUSY
     )
+
+
+def waiting(minor: int) -> int | None:
+    """How many requests of a FUSE connection have no answer yet; ``None`` if the kernel does not tell. Needs root."""
+    try:
+        return int(_control(minor, "waiting").read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _control(minor: int, name: str) -> Path:
+    """A file of the kernel's that controls a FUSE connection."""
+    control = _CONNECTIONS / str(minor) / name
+    if not control.exists() and not any(_CONNECTIONS.iterdir()):
+        # every init mounts fusectl there, but not every machine has an init
+        _libc.mount(b"fusectl", os.fsencode(_CONNECTIONS), b"fusectl", ctypes.c_ulong(0), None)
+    return control
 
 
 def probe(path: str | Path, timeout: float = 2.0) -> Liveness:

@@ -19,7 +19,7 @@ from fusevol.errors import ConflictError, FusevolError, UnavailableError
 from fusevol.server.client import call
 from fusevol.transport import mount
 from tests.conftest import LoopFs, StartServer
-from tests.support import api
+from tests.support import api, transports
 from tests.support.devices import frozen
 from tests.support.logs import LogCheck
 from tests.support.mortal import MortalAgent
@@ -35,6 +35,7 @@ pytestmark = [
 ]
 
 _PATIENCE = "hangs: {giveUpAfter: 3s, reportAfter: 2s}\n"
+_STRICT = "hangs: {giveUpAfter: 3s, reportAfter: 2s, abortAfter: 6s}\n"
 _MAKE = "import os,sys; os.close(os.open(sys.argv[1], os.O_CREAT | os.O_WRONLY))"
 Hang = Callable[[], contextlib.AbstractContextManager[object]]
 
@@ -162,12 +163,14 @@ def test_everything_else_goes_on(node: Node) -> None:
             answers = [future.result() for future in asked]
         pools = {p["name"]: p for p in agent.client.request("GET", "/v1/pools")["items"]}
         eventually(lambda: any("has not answered" in m for m in node.told("late")), 30, what="an event says why")
+        eventually(lambda: any("Programs wait for the storage" in m for m in node.told("bad")), 40, what="an event")
         began = time.monotonic()
         refused = _quietly(lambda: api.unmount(agent, bad))
         refusal = time.monotonic() - began
         waits = program.poll() is None
     said = program.communicate(timeout=20)[1]
     eventually(lambda: api.is_bound(agent, "late"), 20, what="the claim is bound after all")
+    eventually(lambda: any("no longer" in m for m in node.told("bad")), 40, what="an event that it is over")
     eventually(lambda: _quietly(lambda: api.unmount(agent, bad)) is None, 60, interval=0.5, what="the unmount")
     made = os.listdir(node.slow.path / "volumes" / volume / "data")
 
@@ -266,3 +269,29 @@ def test_pods_on_a_path_that_hangs(node: Node) -> None:
 
     assert took < 15
     assert len(os.listdir(path)) == 40
+
+
+@pytest.mark.expect_log("does not answer: it is killed", "ended unexpectedly", "mounted again")
+@pytest.mark.parametrize("transport", ["kernel", "io_uring"])
+def test_a_server_that_hangs_itself_is_replaced(agent: MortalAgent, transport: str) -> None:
+    """With a limit, a server that answers nothing is killed; who waited for it goes on, and the volume works again."""
+    transports.fields(transport)  # switches io_uring on for the machine where it is wanted
+    agent.stop()
+    (agent.directory / "agent.yaml").write_text(_STRICT)
+    agent.start()
+    target = agent.directory / "mnt"
+    api.bound_claim(agent, "data")
+    api.mount(agent, "data", target)
+    (server,) = api.servers(agent).values()
+    os.kill(server, signal.SIGSTOP)
+    began = time.monotonic()
+    program = _program(target / "f")
+    program.communicate(timeout=60)
+    took = time.monotonic() - began
+    (after,) = eventually(lambda: list(api.servers(agent).values()), 30, what="there is another server")
+    eventually(lambda: (target / "g").write_text("x"), 30, what="the volume works again")
+    events = agent.client.request("GET", "/v1/events")["items"]
+
+    assert 6 <= took < 40
+    assert after != server
+    assert {"VolumeServerHangs", "VolumeServerKilled"} <= {e["reason"] for e in events}
