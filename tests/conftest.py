@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,9 +15,12 @@ import pytest
 
 from fusevol.transport.kernel import uring
 from tests.support.agent import Agent
-from tests.support.devices import Kind, make_loop_fs, tear_down
+from tests.support.devices import Kind, abort_all, make_loop_fs, tear_down
 from tests.support.logs import LogCheck
 from tests.support.servers import VolumeServer
+
+RESCUE = 400.0 + float(os.environ.get("FUSEVOL_STRESS_SECONDS", "0"))
+"""Seconds after which the mounts of a test are aborted; no test takes half as long."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -62,11 +66,18 @@ def logs(request: pytest.FixtureRequest) -> Iterator[LogCheck]:
 
 @pytest.fixture
 def workdir(logs: LogCheck) -> Iterator[Path]:
-    """An empty directory with a short path (unix sockets end at 107 bytes). Mounts below it are ended with the test."""
+    """An empty directory with a short path (unix sockets end at 107 bytes). Mounts below it are ended with the test.
+
+    A test that hangs in one of them gets an error after a while: whatever it waits for, it does not wait for ever.
+    """
     path = Path(tempfile.mkdtemp(prefix="t"))
+    rescue = threading.Timer(RESCUE, abort_all, [path])
+    rescue.daemon = True
+    rescue.start()
     try:
         yield path
     finally:
+        rescue.cancel()
         tear_down(path)
         shutil.rmtree(path)
 

@@ -56,11 +56,16 @@ def frozen(point: Path) -> Iterator[Callable[[], None]]:
         thaw()
 
 
+def abort_all(directory: Path) -> None:
+    """End the connection of every FUSE mount below *directory*: whoever waits in it gets an error."""
+    for minor in {found.minor for found in mount.below(directory) if found.is_fuse}:
+        mount.abort(minor)
+
+
 def tear_down(directory: Path) -> None:
     """End every mount below *directory*: FUSE connections are aborted first, so that nothing can hang."""
+    abort_all(directory)
     for found in mount.below(directory):
-        if found.is_fuse:
-            mount.abort(found.minor)
         for lazy in (False, True):
             with contextlib.suppress(OSError):
                 mount.unmount(found.mountpoint, lazy=lazy)

@@ -92,6 +92,8 @@ class VolumeServer:
     def _expire(self) -> None:
         with contextlib.suppress(OSError):
             mount.abort(self.mountpoint)
+        if self._process is not None:  # over io_uring, requests stay with a server that is stopped
+            self._process.kill()
 
     def stderr(self) -> str:
         """What the process wrote to its standard error."""
