@@ -25,6 +25,7 @@ _KEPT: Final = {
     "FSETID": 4,  # chmod keeps the setgid bit of a file of another group
     "SETGID": 6,  # creating with the caller's identity
     "SETUID": 7,
+    "IPC_LOCK": 14,  # rings of io_uring do not count against the 8 MiB that all of root's processes may lock
     "SYS_ADMIN": 21,  # unmount; trusted.* and security.* attributes
     "MKNOD": 27,
     "SETFCAP": 31,  # security.capability

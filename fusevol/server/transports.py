@@ -20,6 +20,7 @@ from fusevol.server.held import Held
 from fusevol.server.memory import SessionMemory
 from fusevol.server.spec import MountSpec
 from fusevol.transport.hangs import Hangs
+from fusevol.transport.in_use import InUse
 
 log = logging.getLogger(__name__)
 
@@ -29,15 +30,14 @@ _FUSE_CONF: Final = Path("/etc/fuse.conf")
 class Session(Protocol):
     """A mounted filesystem."""
 
-    @property
-    def transport(self) -> str:
-        """Its name."""
+    def in_use(self) -> InUse:
+        """How requests and data travel now."""
 
     def left(self) -> tuple[int, int] | None:
         """The descriptors of /dev/fuse and of the rings' buffers by which another process can go on; if it can."""
 
     def describe(self) -> dict[str, object]:
-        """What is in use, for a status: plain values."""
+        """What goes on, for a status: plain values."""
 
     def serve(self, ready: Callable[[], None]) -> bool:
         """Answer requests until the mount is gone. *ready* is called once the mount is usable.
@@ -82,7 +82,7 @@ def _kernel(
     options = kernel.Options(
         mountpoint=spec.mountpoint,
         fsname=spec.fsname,
-        passthrough=spec.quota == "none",
+        passthrough=spec.quota != "ledger",
         read_only=spec.read_only,
         allow_other=allow_other,
         devices=spec.devices,

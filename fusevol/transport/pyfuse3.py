@@ -35,6 +35,7 @@ from fusevol.fs.types import ROOT_NODE, Caller, Entry, SetAttr
 from fusevol.transport._entries import NameOnly, absent, attributes
 from fusevol.transport._load import load
 from fusevol.transport.hangs import Hangs, Request
+from fusevol.transport.in_use import InUse
 from fusevol.transport.pump import Pump, started
 
 if TYPE_CHECKING:
@@ -368,8 +369,6 @@ class Session:
     ``Session(...)`` mounts; :meth:`serve` answers requests until the mount is gone or :meth:`stop` is called.
     """
 
-    transport: str = "pyfuse3"
-
     def __init__(self, fs: FileSystem, mountpoint: str, options: set[str], hangs: Hangs, *, spin_us: int = 50) -> None:
         """Mount at *mountpoint*. Raises ``RuntimeError``; libfuse has then said why on standard error."""
         self._adapter = Adapter(fs, hangs, spin_us=spin_us)
@@ -382,8 +381,18 @@ class Session:
     def left() -> None:
         """Nothing by which another process could go on: libfuse has the state of the session."""
 
+    def in_use(self) -> InUse:
+        """How requests and data travel."""
+        return InUse(
+            "pyfuse3",
+            io_uring=False,
+            passthrough=False,
+            takeover=False,
+            why_not=dict.fromkeys(("io_uring", "passthrough", "takeover"), "the transport pyfuse3 has none"),
+        )
+
     def describe(self) -> dict[str, object]:
-        """What is in use, for a status."""
+        """What goes on, for a status."""
         pump = self._pump
         return {"under_way": pump.under_way, "threads": pump.threads, "threads_peak": pump.peak}
 

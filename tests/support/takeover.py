@@ -23,10 +23,24 @@ class Holder:
 
     def start(self) -> None:
         """Start a server, the first or the next, and wait until it serves."""
+        said = self.launch()
+        assert said == "READY", said
+
+    def launch(self, *prefix: str) -> str:
+        """Start a server by the command *prefix*; READY, or the reason why it does not serve."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         reader, writer = os.pipe()
         passed = [writer, theirs.fileno(), *(self.held or ())]
-        command = [sys.executable, "-m", "fusevol.server", "--spec", str(self._file), "--ready-fd", str(writer)]
+        command = [
+            *prefix,
+            sys.executable,
+            "-m",
+            "fusevol.server",
+            "--spec",
+            str(self._file),
+            "--ready-fd",
+            str(writer),
+        ]
         command += ["--holder-fd", str(theirs.fileno())]
         command += ["--held", ",".join(map(str, self.held))] if self.held is not None else []
         with ours, theirs:
@@ -35,10 +49,10 @@ class Holder:
             )
             os.close(writer)
             with os.fdopen(reader) as ready:
-                said = next((line for line in ready if not line.startswith("SCAN")), "nothing")
-            assert said == "READY\n", said
-            if self.held is None:
+                said = next((line.rstrip("\n") for line in ready if not line.startswith("SCAN")), "nothing")
+            if self.held is None and said == "READY":
                 self.held = Held.receive(ours)
+        return said
 
     def kill(self) -> None:
         """kill -9, and certainty that the server died of it."""

@@ -29,4 +29,4 @@ def check(server: VolumeServer, name: str) -> None:
     """Assert that *server* is reached in the way *name*."""
     status = server.call("status")
     assert status["transport"] == ("pyfuse3" if name == "pyfuse3" else "kernel")
-    assert bool(status["stats"].get("io_uring")) == (name == "io_uring")
+    assert status["io_uring"] == (name == "io_uring"), status["why_not"]

@@ -56,6 +56,10 @@ class Agreement(NamedTuple):
         """Whether the feature *name* is in use."""
         return bool(self.flags & _BITS[name])
 
+    def without(self, name: str) -> Agreement:
+        """The same, but for the feature *name*."""
+        return Agreement(self.minor, self.flags & ~_BITS[name])
+
     def names(self) -> list[str]:
         """The features in use, in the order of the table."""
         return [feature.name for feature in TABLE if self.has(feature.name)]

@@ -45,7 +45,8 @@ class Passthrough:
         self._lock = threading.Lock()
         self._ids: dict[int, list[int]] = {}
         """Backing id and number of opens, by node; id 0: open through the page cache."""
-        self._refused = False
+        self.refused = ""
+        """Why the kernel will not do it for any file; empty while it may."""
         for node, backing in opened:
             self._ids.setdefault(node, [backing, 0])[1] += 1
 
@@ -86,7 +87,7 @@ class Passthrough:
             os.write(self._device, head + INVAL_INODE_OUT.pack(node, -1, 0))
 
     def _register(self, fd: int) -> int:
-        if self._refused:
+        if self.refused:
             return 0
         try:
             # with a mutable buffer, fcntl.ioctl returns what ioctl(2) does: the id
@@ -94,7 +95,7 @@ class Passthrough:
         except OSError as e:
             if e.errno in {errno.ELOOP, errno.EPERM, errno.EOPNOTSUPP, errno.ENOTTY}:
                 # a backing store that is stacked too deeply, or no CAP_SYS_ADMIN: that will not change
-                self._refused = True
+                self.refused = f"the kernel refuses it for this backing filesystem: {e.strerror}"
             log.info("no passthrough: %s", e.strerror)
             return 0
         return backing

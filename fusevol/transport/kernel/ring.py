@@ -101,12 +101,3 @@ class Ring:
         for mapping in (self._submissions, self._completions, self._commands):
             mapping.close()
         os.close(self.fd)
-
-
-def available() -> bool:
-    """Whether this process may use io_uring."""
-    try:
-        Ring().close()
-    except OSError:
-        return False
-    return True

@@ -16,6 +16,7 @@ from fusevol.fs import FileSystem
 from fusevol.transport import mount
 from fusevol.transport.crew import Crew, Worker
 from fusevol.transport.hangs import Hangs, Request
+from fusevol.transport.in_use import InUse
 from fusevol.transport.kernel import protocol as p
 from fusevol.transport.kernel import uring
 from fusevol.transport.kernel.connection import Connection, Wishes
@@ -24,7 +25,6 @@ from fusevol.transport.kernel.operations import SLOW, Operations
 from fusevol.transport.kernel.passthrough import Passthrough
 from fusevol.transport.kernel.protocol import Notify, Op
 from fusevol.transport.kernel.replay import WITHOUT_TRACE, Intents, Replay
-from fusevol.transport.kernel.ring import available
 
 log = logging.getLogger(__name__)
 
@@ -181,60 +181,100 @@ def _request_timeout(abort_after: float | None) -> int:
 class Session:
     """A mounted filesystem. :meth:`mount` or :meth:`resume` makes one, :meth:`serve` answers until it is unmounted."""
 
-    transport: str = "kernel"
-
     def __init__(
         self,
         fs: FileSystem,
         connection: Connection,
         options: Options,
         memory: Memory | None,
-        rings: int,
+        ring_memory: int,
         hangs: Hangs,
+        lever: uring.Lever | None,
     ) -> None:
+        """*lever* is None where another server was before. Raises ``OSError`` or :class:`UnavailableError`."""
+        self._fs = fs
         self._connection = connection
+        self._memory = memory
+        self._ring_memory = ring_memory
         agreed = connection.agreed
         self._passthrough = Passthrough(connection.fd, fs.backings) if agreed.has("passthrough") else None
         operations = Operations(fs, passthrough=self._passthrough, setxattr_ext=agreed.has("setxattr-ext"))
         replay = Replay(fs, operations, memory) if memory is not None and fs.survives else None
-        self._rings = (
-            uring.Rings(connection, operations, replay, rings, options.mountpoint, hangs)
-            if agreed.has("over-io-uring")
-            else None
-        )
+        self._why_not = self._missing(options, lever)
+        self._rings: uring.Rings | None = None
+        if agreed.has("over-io-uring"):
+            try:
+                self._rings = uring.Rings(connection, operations, replay, ring_memory, options.mountpoint, hangs)
+                self._rings.begin()
+            except OSError as e:
+                self._rings = None
+                self._give_up_io_uring(lever, e.strerror or str(e))
         # beside rings it has little to do, and spinning would keep them from their CPU
         seldom, spin_us = self._rings is not None, options.spin_us if self._rings is None else 0
         self._reader = Reader(connection, operations, replay, hangs, spin_us=spin_us, seldom=seldom)
         if seldom:
             os.set_blocking(connection.fd, False)
         fs.sweep = self._reader.sweep if seldom else self._reader.hand_over
-        self._ring_memory = rings
-        self._resumed = False
-        self.survives = replay is not None and agreed.has("has-resend")
-        """Whether another process can go on where this one is killed."""
+        self._resumed = lever is None
+
+    def _missing(self, options: Options, lever: uring.Lever | None) -> dict[str, str]:
+        """What is not in use, and why."""
+        agreed, found = self._connection.agreed, {}
+        if not agreed.has("over-io-uring"):
+            found["io_uring"] = (lever.why_not if lever else "") or "it was not agreed on when this was mounted"
+        if not agreed.has("passthrough"):
+            found["passthrough"] = (
+                "this kernel has none (Linux 6.9 has)" if options.passthrough else "the ledger counts what files take"
+            )
+        if not self._fs.survives:
+            found["takeover"] = (
+                "nobody holds on to the connection" if self._memory is None else "the files cannot be opened by handle"
+            )
+        elif not agreed.has("has-resend"):
+            found["takeover"] = "this kernel does not repeat requests (Linux 6.9 does)"
+        return found
+
+    def _give_up_io_uring(self, lever: uring.Lever | None, why: str) -> None:
+        """Go on over /dev/fuse. Raises :class:`UnavailableError` where that is not possible."""
+        if lever is None:
+            raise UnavailableError(f"requests come over io_uring, which the system refuses: {why}")
+        lever.pull(self._connection)
+        agreed = self._connection.agreed = self._connection.agreed.without("over-io-uring")
+        if self._memory is not None:
+            self._memory.set_agreement(*agreed, self._connection.max_write)
+        self._why_not["io_uring"] = f"the system refuses it: {why}"
+        log.warning("requests come over /dev/fuse, since the system refuses io_uring: %s", why)
 
     @classmethod
     def mount(cls, fs: FileSystem, options: Options, memory: Memory | None, hangs: Hangs) -> Self:
         """Mount *fs*. Raises ``OSError`` or :class:`UnavailableError`; nothing is mounted then."""
-        refused = set(options.unwanted)
-        refused |= {"auto-inval-data"} if fs.cache.keep_pages else {"explicit-inval-data", "cache-symlinks"}
-        refused |= set() if options.passthrough else {"passthrough"}
-        refused |= set() if options.io_uring and uring.enabled() and available() else {"over-io-uring"}
-        refused |= set() if options.abort_after is not None else {"request-timeout"}
-        wishes = Wishes(
-            fsname=options.fsname,
-            read_only=options.read_only,
-            allow_other=options.allow_other,
-            devices=options.devices,
-            unwanted=frozenset(refused),
-            max_write=_DATA_PASSED_BY if options.passthrough else _DATA_THROUGH_SERVER,
-            stack_depth=2 if fs.backing_type == "overlay" else 1,
-            request_timeout=_request_timeout(options.abort_after),
-        )
-        connection = Connection.open(options.mountpoint, wishes)
-        if memory is not None:
-            memory.set_agreement(*connection.agreed, connection.max_write)
-        return cls(fs, connection, options, memory, os.memfd_create("fusevol-rings", os.MFD_CLOEXEC), hangs)
+        with uring.Lever(wanted=options.io_uring) as lever:
+            refused = set(options.unwanted)
+            refused |= {"auto-inval-data"} if fs.cache.keep_pages else {"explicit-inval-data", "cache-symlinks"}
+            refused |= set() if options.passthrough else {"passthrough"}
+            refused |= {"over-io-uring"} if lever.why_not else set()
+            refused |= set() if options.abort_after is not None else {"request-timeout"}
+            wishes = Wishes(
+                fsname=options.fsname,
+                read_only=options.read_only,
+                allow_other=options.allow_other,
+                devices=options.devices,
+                unwanted=frozenset(refused),
+                max_write=_DATA_PASSED_BY if options.passthrough else _DATA_THROUGH_SERVER,
+                stack_depth=2 if fs.backing_type == "overlay" else 1,
+                request_timeout=_request_timeout(options.abort_after),
+            )
+            connection = Connection.open(options.mountpoint, wishes)
+            try:
+                if memory is not None:
+                    memory.set_agreement(*connection.agreed, connection.max_write)
+                rings = os.memfd_create("fusevol-rings", os.MFD_CLOEXEC)
+                return cls(fs, connection, options, memory, rings, hangs, lever)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    mount.unmount(options.mountpoint, lazy=True)
+                connection.close()
+                raise
 
     @classmethod
     def resume(cls, fs: FileSystem, options: Options, memory: Memory, device: int, rings: int, hangs: Hangs) -> Self:
@@ -246,29 +286,37 @@ class Session:
         if not max_write:
             raise UnavailableError(f"The mount at {options.mountpoint} was never ready: mount the volume anew.")
         connection = Connection.resume(device, options.mountpoint, Agreement(minor, flags), max_write)
-        session = cls(fs, connection, options, memory, rings, hangs)
-        session._resumed = True
-        return session
+        return cls(fs, connection, options, memory, rings, hangs, None)
 
     def __repr__(self) -> str:
         return f"<Session {self._connection} {self._reader} {self._rings}>"
 
     def left(self) -> tuple[int, int] | None:
         """The descriptors of /dev/fuse and of the rings' buffers by which another process can go on; if it can."""
-        return (self._connection.fd, self._ring_memory) if self.survives else None
+        return None if "takeover" in self._why_not else (self._connection.fd, self._ring_memory)
+
+    def in_use(self) -> InUse:
+        """How requests and data travel now."""
+        refused = self._passthrough.refused if self._passthrough is not None else ""
+        why_not = {**self._why_not, "passthrough": refused} if refused else self._why_not
+        return InUse(
+            "kernel",
+            io_uring="io_uring" not in why_not,
+            passthrough="passthrough" not in why_not,
+            takeover="takeover" not in why_not,
+            why_not=why_not,
+        )
 
     def describe(self) -> dict[str, object]:
-        """What is in use, for a status."""
+        """What goes on, for a status."""
         rings = self._rings
         return {
-            "io_uring": rings is not None,
             "under_way": self._reader.under_way + (rings.under_way if rings is not None else 0),
             "threads": self._reader.threads + (rings.threads if rings is not None else 0),
             "threads_peak": self._reader.peak,
             "protocol": f"{p.MAJOR}.{self._connection.agreed.minor}",
             "features": self._connection.agreed.names(),
             "backing_ids": len(self._passthrough) if self._passthrough is not None else 0,
-            "survives": self.survives,
         }
 
     def serve(self, ready: Callable[[], None]) -> bool:
@@ -277,8 +325,6 @@ class Session:
         ``False``: operations still hang in the backing store.
         """
         self._reader.begin()
-        if self._rings is not None:
-            self._rings.begin()
         if self._resumed:
             with contextlib.suppress(OSError):  # the mount is gone: the reader finds out
                 self._connection.notify(Notify.RESEND)

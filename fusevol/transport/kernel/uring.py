@@ -12,6 +12,11 @@ watchdog adds one, so that an operation that hangs costs a thread and no other p
 stay: the kernel has no way to take an entry back.
 
 FORGET and INTERRUPT still come through /dev/fuse, which one thread reads.
+
+Once io_uring was agreed on in INIT, the kernel holds every request back until each queue has an entry (fuse_block_alloc
+in fs/fuse/dev.c): a server that gets no further would hang its users. What lets go is a REGISTER that the kernel
+refuses; from then on requests come over /dev/fuse. So there is a ring before INIT is answered, the *lever*; a thread
+makes its ring before any entry is registered; and while a queue has no entry, no request can be lost with the others.
 """
 
 from __future__ import annotations
@@ -27,8 +32,9 @@ from functools import partial
 from pathlib import Path
 from struct import Struct
 from time import monotonic, sleep
-from typing import Final
+from typing import Final, Self
 
+from fusevol.errors import UnavailableError
 from fusevol.transport.hangs import LOOK, Hangs, Request
 from fusevol.transport.kernel import protocol as p
 from fusevol.transport.kernel.asking import Askers
@@ -45,6 +51,8 @@ PARAMETER: Final = Path("/sys/module/fuse/parameters/enable_uring")
 _POSSIBLE: Final = Path("/sys/devices/system/cpu/possible")
 _REGISTER: Final = 1
 _COMMIT_AND_FETCH: Final = 2
+_NO_QUEUE: Final = 0xFFFF
+"""A queue that no machine has."""
 _OPERATION: Final = 128
 """Where the first argument is in the header buffer (struct fuse_uring_req_header)."""
 _STATE: Final = 256
@@ -76,6 +84,45 @@ _QUIET_TICKS: Final = 5
 _ENDED: Final = frozenset({-errno.ENOTCONN, -errno.ECONNABORTED, -errno.ECANCELED, -errno.ENODEV})
 
 
+class Lever:
+    """A ring that is there before INIT is answered. Pulled, it has the kernel send requests over /dev/fuse after all.
+
+    A context manager, for the thread that makes it.
+    """
+
+    def __init__(self, *, wanted: bool) -> None:
+        self._ring: Ring | None = None
+        self.why_not = ""
+        """The reason why there is none, and requests cannot come over io_uring."""
+        if not wanted:
+            self.why_not = "it is switched off for this mount"
+        elif not PARAMETER.exists():
+            self.why_not = "this kernel's FUSE has none (Linux 6.14 has)"
+        elif not enabled():
+            self.why_not = f"{PARAMETER} is N"
+        else:
+            try:
+                self._ring = Ring()
+            except OSError as e:
+                self.why_not = f"the system refuses it: {e.strerror}"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._ring is not None:
+            self._ring.close()
+
+    def pull(self, connection: Connection) -> None:
+        """Let go of the requests that wait for entries: ask for one that the kernel refuses. Raises ``OSError``."""
+        if self._ring is None:
+            return  # nothing was agreed on
+        self._ring.push(connection.fd, _REGISTER, 0, 0, _NO_QUEUE)
+        self._ring.enter(1, wait=False)
+        if self._ring.completed() is None:
+            raise OSError(errno.EBUSY, "the kernel waits for an entry that cannot be")
+
+
 def queues() -> int:
     """How many queues the kernel has: one per possible CPU (cpu_possible_mask)."""
     last = _POSSIBLE.read_text().strip().split(",")[-1].split("-")[-1]
@@ -98,7 +145,7 @@ def entry_size(max_write: int) -> int:
 class _Slot:
     """One entry: its thread, its buffers."""
 
-    __slots__ = ("address", "busy", "header", "payload", "queue", "thread")
+    __slots__ = ("address", "busy", "header", "payload", "queue", "registered", "thread")
 
     def __init__(self, region: Region, index: int, size: int, queue: int | None) -> None:
         start = index * (_PAGE + size)
@@ -112,6 +159,7 @@ class _Slot:
         self.busy = 0.0
         """When the operation that it carries out began; 0 if there is none."""
         self.thread: threading.Thread | None = None
+        self.registered = False
         _IOVEC.pack_into(self.header, _IOVECS, self.address, _HEADER_SIZE, self.address + _PAGE, size)
 
     def save(self, commit: int) -> None:
@@ -152,7 +200,12 @@ class Rings:
         self._region = Region(rings, _SLOTS * (_PAGE + self._size))
         self._slots: list[_Slot] = []
         self._lock = threading.Lock()
+        self._ringed = threading.Semaphore(0)
+        self._may_register = threading.Event()
+        """Every thread has its ring."""
         self._registered = threading.Semaphore(0)
+        self._may_serve = threading.Event()
+        """Every queue has an entry."""
         self._failed: OSError | None = None
         self._closing = False
         self._armed = False
@@ -173,22 +226,45 @@ class Rings:
     def begin(self, seconds: float = 10.0) -> None:
         """Register an entry for every queue, or those of an earlier server; requests come from then on.
 
-        Raises ``OSError``.
+        Raises ``OSError`` when the system refuses: no request has come, and the :class:`Lever` sends them over
+        /dev/fuse. Raises :class:`UnavailableError` when it is too late for that.
         """
         found = self._left_behind()
+        try:
+            self._register(found, seconds)
+        except OSError as e:
+            if not self.close(seconds) or found or self._complete():
+                raise UnavailableError(f"requests come over io_uring, which the system refuses: {e.strerror}") from e
+            raise
+        threading.Thread(target=self._watch, name="ring-watchdog", daemon=True).start()
+
+    def _register(self, found: int, seconds: float) -> None:
         for index in range(found):
             self._start(_Slot(self._region, index, self._size, None))
-        each = 2 if self._queues <= 8 else 1
         if not found:
             for queue in range(self._queues):
-                for _ in range(each):
+                for _ in range(2 if self._queues <= 8 else 1):
                     self._add(queue)
-        for _ in range(len(self._slots)):
-            if not self._registered.acquire(timeout=seconds):
-                raise OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
+        self._await(self._ringed, seconds)
         if self._failed is not None:
             raise self._failed
-        threading.Thread(target=self._watch, name="ring-watchdog", daemon=True).start()
+        self._may_register.set()
+        self._await(self._registered, seconds)
+        if not self._complete() or (found and self._failed is not None):
+            raise self._failed or OSError(errno.ENOENT, "an earlier server has left too few entries")
+        if self._failed is not None:
+            log.info("there are fewer entries than wanted: %s", self._failed.strerror)
+        self._may_serve.set()
+
+    def _complete(self) -> bool:
+        """Whether every queue has an entry, so that the kernel uses them."""
+        return {slot.queue for slot in self._slots if slot.registered} == set(range(self._queues))
+
+    def _await(self, step: threading.Semaphore, seconds: float) -> None:
+        """Until every thread has done *step*, or told why it cannot."""
+        for _ in range(len(self._slots)):
+            if not step.acquire(timeout=seconds):
+                raise OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
 
     def _left_behind(self) -> int:
         """How many entries an earlier server had."""
@@ -206,6 +282,8 @@ class Rings:
     def close(self, seconds: float) -> bool:
         """The connection is over: wait up to *seconds* for the threads; ``False`` if some hang in an operation."""
         self._closing = True
+        self._may_register.set()
+        self._may_serve.set()
         self._alarm.release()
         end = monotonic() + seconds
         for slot in list(self._slots):
@@ -220,9 +298,13 @@ class Rings:
 
     def _start(self, slot: _Slot) -> None:
         name = f"ring-{slot.queue}.{len(self._slots)}"
-        slot.thread = threading.Thread(target=self._run, args=(slot,), name=name, daemon=True)
+        thread = threading.Thread(target=self._run, args=(slot,), name=name, daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as e:  # RLIMIT_NPROC, pids cgroup
+            raise OSError(errno.EAGAIN, "no further thread can be started") from e
+        slot.thread = thread
         self._slots.append(slot)
-        slot.thread.start()
 
     def _run(self, slot: _Slot) -> None:
         if slot.queue in self._allowed:
@@ -232,10 +314,14 @@ class Rings:
             ring = Ring()
         except OSError as e:
             self._failed = e
+            self._ringed.release()
             self._registered.release()
             return
+        self._ringed.release()
+        self._may_register.wait()
         try:
-            self._take_up(slot, ring)
+            if not self._closing:
+                self._take_up(slot, ring)
         except Exception:
             log.exception("a ring thread of queue %d ended", slot.queue)
         finally:
@@ -260,11 +346,13 @@ class Rings:
             result = ring.completed()
         if result is not None and result < 0:  # it completes at once only when it is refused
             self._failed = OSError(-result, os.strerror(-result))
+        slot.registered = result is None or result >= 0
         self._registered.release()
-        if result is None or result >= 0:
-            self._serve(slot, ring, result)
+        self._may_serve.wait()
+        if slot.registered:
+            self._work(slot, ring, result)
 
-    def _serve(self, slot: _Slot, ring: Ring, result: int | None) -> None:
+    def _work(self, slot: _Slot, ring: Ring, result: int | None) -> None:
         fd, iovecs, queue, header = self._connection.fd, slot.address + _IOVECS, slot.queue, slot.header
         state, carry_out = _STATE_IN.unpack_from, self._carry_out
         pending = 0
@@ -333,10 +421,17 @@ class Rings:
         A new entry is offered new requests only; those that wait are given to an entry that has just answered one
         (fuse_uring_do_register and fuse_uring_commit_fetch in fs/fuse/dev_uring.c). So it is given one: ours.
         """
-        self._add(queue)
-        if self._registered.acquire(timeout=1.0):
+        try:
+            self._add(queue)
+        except OSError:  # the next tick tries again
+            return
+        if not self._registered.acquire(timeout=1.0):
+            return
+        if self._slots[-1].registered:
             with contextlib.suppress(OSError):
                 self._askers.ask(queue)
+        else:
+            self._slots.pop()
 
     def _requests(self) -> dict[Hashable, Callable[[], Request | None]]:
         """What is under way, for :class:`~fusevol.transport.hangs.Hangs`."""
@@ -365,7 +460,7 @@ class Rings:
                     since = slot.busy
                     busy = busy or since > now - LOOK  # for what is older, a thread has been added already
                     held = 0 < since < now - _TICK
-                    free[slot.queue] = free.get(slot.queue, False) or not held
+                    free[slot.queue] = free.get(slot.queue, False) or (slot.registered and not held)
                 for queue, some in free.items():
                     if not some:
                         self._relieve(queue)
