@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import re
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self, cast, get_args
 
 from agent.patience import DEFAULT, Patience
 from fusevol.errors import InvalidError, UsageError
+from fusevol.server.spec import TransportChoice
 
 DEFAULT_FILE = Path("/etc/fusevol/agent.yaml")
 DEFAULT_STATE_DIR = Path("/var/lib/fusevol")
@@ -23,7 +24,12 @@ DRIVER = "fusevol.io"
 
 _POOL_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _LEVELS = ("debug", "info", "warning", "error")
-_KEYS = {"stateDir", "runDir", "socket", "pools", "provisioners", "logLevel", "nodeName", "hangs"}
+_KEYS = {
+    "stateDir", "runDir", "socket", "pools", "provisioners", "logLevel", "nodeName", "hangs", "transport", "ioUring",
+}  # fmt: skip
+IoUring = Literal["auto", "on", "off"]
+_IO_URING: tuple[str, ...] = get_args(IoUring)
+_TRANSPORTS: tuple[str, ...] = get_args(TransportChoice)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,14 +49,19 @@ class Config:
     node_name: str = "localhost"
     patience: Patience = DEFAULT
     """How long is waited for what may hang."""
+    transport: TransportChoice = "auto"
+    """How requests reach volume servers, unless a volume's mount options say otherwise."""
+    io_uring: IoUring = "auto"
+    """``auto``: where the machine has it switched on; ``on``: the agent switches it on at its start; ``off``: never."""
 
     @classmethod
     def load(cls, file: Path | None = None, flags: Mapping[str, str] | None = None) -> Self:
         """The configuration from *file* (default: ``FUSEVOL_CONFIG``, else /etc/fusevol/agent.yaml if there is one).
 
-        *flags*: ``state-dir``, ``run-dir``, ``socket``, ``log-level``, ``node-name``, ``pool`` (``NAME=DIR``, several
-        separated by commas); they go over ``FUSEVOL_STATE_DIR``, ``FUSEVOL_RUN_DIR`` and ``FUSEVOL_SOCKET``, which go
-        over the file. Raises :class:`UsageError` for a file or flag that cannot be understood.
+        *flags*: ``state-dir``, ``run-dir``, ``socket``, ``log-level``, ``node-name``, ``transport``, ``io-uring``,
+        ``pool`` (``NAME=DIR``, several separated by commas); they go over ``FUSEVOL_STATE_DIR``, ``FUSEVOL_RUN_DIR``
+        and ``FUSEVOL_SOCKET``, which go over the file. Raises :class:`UsageError` for a file or flag that cannot be
+        understood.
         """
         given = {k.replace("_", "-"): v for k, v in (flags or {}).items() if v}
         named = file or (Path(os.environ["FUSEVOL_CONFIG"]) if os.environ.get("FUSEVOL_CONFIG") else None)
@@ -61,9 +72,9 @@ class Config:
         run_dir = run_dir or DEFAULT_RUN_DIR
         socket_path = _path(given.get("socket") or os.environ.get("FUSEVOL_SOCKET") or text.get("socket"))
         aliases = _strings(text, "provisioners")
-        level = str(given.get("log-level") or text.get("logLevel") or "info").lower()
-        if level not in _LEVELS:
-            raise UsageError(f'"{level}" is no log level: choose one of {", ".join(_LEVELS)}.')
+        level = _word(given.get("log-level") or text.get("logLevel") or "info", "log level", _LEVELS)
+        transport = _word(given.get("transport") or text.get("transport") or "auto", "transport", _TRANSPORTS)
+        io_uring = _word(given.get("io-uring") or _switch(text.get("ioUring")), "setting of ioUring", _IO_URING)
         return cls(
             state_dir=state_dir,
             run_dir=run_dir,
@@ -71,6 +82,8 @@ class Config:
             pools=_pools(given.get("pool") or given.get("pools"), text.get("pools"), state_dir),
             provisioners=(PROVISIONER, *(a for a in aliases if a != PROVISIONER)),
             log_level=level,
+            transport=cast("TransportChoice", transport),
+            io_uring=cast("IoUring", io_uring),
             node_name=str(given.get("node-name") or text.get("nodeName") or socket.gethostname().lower()),
             patience=Patience.parse(text.get("hangs")),
         )
@@ -99,6 +112,18 @@ def _read(named: Path | None) -> dict[str, Any]:
         known = ", ".join(sorted(_KEYS))
         raise UsageError(f"The configuration file {path} has unknown keys: {', '.join(unknown)}; known are {known}.")
     return loaded
+
+
+def _word(value: object, what: str, known: Sequence[str]) -> str:
+    found = str(value).lower()
+    if found not in known:
+        raise UsageError(f'"{value}" is no {what}: choose one of {", ".join(known)}.')
+    return found
+
+
+def _switch(value: object) -> object:
+    """*value* of the file, where YAML 1.1 makes ``on`` and ``off`` truth values."""
+    return "on" if value is True else "off" if value is False else value or "auto"
 
 
 def _path(value: object) -> Path | None:

@@ -44,6 +44,7 @@ from agent.volumes.mounter import Mounter
 from fusevol import objects
 from fusevol.errors import AlreadyExistsError, FusevolError, UnavailableError
 from fusevol.files import locked
+from fusevol.transport.kernel import parameter
 
 Obj = dict[str, Any]
 _FIRST_CLASS = "default-class-made"
@@ -66,6 +67,8 @@ async def serve(config: Config, *, step: Step = no_step) -> None:
     state_dir = config.state_dir
     with locked(state_dir / "agent.lock", lambda pid: _used(pid, state_dir)), listen(config.socket) as listener:
         try:
+            if config.io_uring == "on":
+                _switch_on_io_uring()
             recoveries = Recoveries()
             pools = await Pools.open(config.pools, patience=config.patience.give_up, recoveries=recoveries, step=step)
             store = Store.open(config.state_dir / "agent.db")
@@ -119,6 +122,8 @@ async def _run(
         attachments=Attachments(store.database),
         pools=pools,
         supervisor=supervisor,
+        transport=config.transport,
+        io_uring=config.io_uring != "off",
         tell=tell,
         changed=attachment_changed,
         hazards=hazards,
@@ -269,6 +274,14 @@ def _single_error() -> Iterator[None]:
         if isinstance(error, FusevolError):
             raise error from error.__cause__
         raise
+
+
+def _switch_on_io_uring() -> None:
+    """It is as well to serve volumes without it: what cannot be is said, and is no reason to serve none."""
+    try:
+        parameter.switch_on()
+    except UnavailableError as e:
+        log.warning("%s", e)
 
 
 def _make(directory: Path, mode: int) -> None:

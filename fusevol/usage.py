@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
+
+Enforcer = Literal["ledger", "kernel", "none"]
+"""Who says no when a volume would pass its limit: fusevol's own ledger, by which all data must come; the backing
+filesystem, in the kernel; nobody."""
 
 
 class Usage(NamedTuple):

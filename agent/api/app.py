@@ -23,7 +23,7 @@ from agent.supervisor import Supervisor
 from agent.volumes.attachments import mount_id
 from agent.volumes.byhand import ByHand
 from agent.volumes.mounter import Mounter
-from fusevol.errors import FusevolError, InvalidError
+from fusevol.errors import FusevolError, InvalidError, NotFoundError
 
 Obj = dict[str, Any]
 
@@ -52,6 +52,7 @@ class Api:
             ("/v1/events", self.events, "GET"),
             ("/v1/usage", self.usage, "GET"),
             ("/v1/servers", self.servers, "GET"),
+            ("/v1/servers/{name}", self.server, "GET"),
             ("/v1/pools", self.pools, "GET"),
             ("/v1/pools/{name}", self.pool, "GET"),
             ("/v1/pools/{name}/check", self.check, "POST"),
@@ -112,16 +113,12 @@ class Api:
         """The volume servers, with what each says of itself; and the keeper that starts them, if it lives."""
         found: dict[str, Obj] = {}
 
-        async def ask(name: str, pid: int) -> None:
-            try:
-                answer = await self._supervisor.ask(name, {"op": "status"}, seconds=5.0)
-            except FusevolError as e:
-                answer = {"error": e.message}
-            found[name] = {"mount_id": name, "pid": pid} | {k: v for k, v in answer.items() if k != "ok"}
+        async def ask(name: str) -> None:
+            found[name] = await self._status(name)
 
         async with trio.open_nursery() as nursery:
-            for name, server in self._supervisor.servers.items():
-                nursery.start_soon(ask, name, server.pid)
+            for name in self._supervisor.servers:
+                nursery.start_soon(ask, name)
         keeper = self._supervisor.keeper
         return JSONResponse(
             {
@@ -129,6 +126,21 @@ class Api:
                 "keeper": {"pid": keeper.pid, "version": keeper.version} if keeper else None,
             }
         )
+
+    async def server(self, request: Request) -> Response:
+        """One volume server, by its mount id."""
+        name = request.path_params["name"]
+        if name not in self._supervisor.servers:
+            raise NotFoundError(f'No volume server runs for "{name}": `fusevol get servers` lists those that do.')
+        return JSONResponse(await self._status(name))
+
+    async def _status(self, name: str) -> Obj:
+        pid = self._supervisor.servers[name].pid
+        try:
+            answer = await self._supervisor.ask(name, {"op": "status"}, seconds=5.0)
+        except FusevolError as e:
+            answer = {"error": e.message}
+        return {"mount_id": name, "pid": pid} | {k: v for k, v in answer.items() if k != "ok"}
 
     async def pools(self, _: Request) -> Response:
         """All pools; of one that does not answer its name, its path and the error."""

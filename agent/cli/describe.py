@@ -1,4 +1,4 @@
-"""``fusevol describe``: all about an object on one page: fields, conditions, use, mounts, events."""
+"""``fusevol describe``: all about an object or a mount on one page: fields, conditions, use, mounts, events."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from argparse import Namespace
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from agent.cli import listings, output
+from agent.cli import listings, output, serving
 from agent.cli.resources import DEFAULT_NAMESPACE, get_object, list_objects, selections
-from agent.client import Client, path_of
+from agent.client import Client
 from fusevol import objects
 from fusevol.errors import EXIT_OK
 
@@ -24,6 +24,9 @@ def command(options: Namespace) -> int:
     client = Client(options.socket)
     pages: list[str] = []
     for selection in selections(options.what):
+        if selection.word.lower() in {"mount", "mounts"}:
+            pages += [_laid_out(_mount(m, client)) for m in listings.named(client, "mounts", selection.names)]
+            continue
         kind = objects.find_kind(selection.word)
         namespace = options.namespace or DEFAULT_NAMESPACE
         found = (
@@ -42,14 +45,19 @@ def command(options: Namespace) -> int:
 def page(client: Client, kind: objects.Kind, obj: Obj) -> str:
     """The description of one object."""
     context = _Context(client)
-    lines = [*_metadata(kind, obj), *_PARTS.get(kind.name, _no_part)(obj, context)]
+    text = _laid_out([*_metadata(kind, obj), *_PARTS.get(kind.name, _no_part)(obj, context)])
+    return "\n".join([text, *_conditions(obj), *_events(context, obj)])
+
+
+def _laid_out(lines: Iterable[Line]) -> str:
+    lines = list(lines)
     width = max(len(title) for title, _ in lines) + 3
     text = []
     for title, value in lines:
         first, *rest = value.split("\n")
         text.append(f"{f'{title}:' if title else '':<{width}}{first}".rstrip())
         text += [" " * width + line for line in rest]
-    return "\n".join([*text, *_conditions(obj), *_events(context, obj)])
+    return "\n".join(text)
 
 
 class _Context:
@@ -57,10 +65,6 @@ class _Context:
 
     def __init__(self, client: Client) -> None:
         self.client = client
-
-    def usage(self, uid: str) -> int | None:
-        used: dict[str, int] = self.client.request("GET", path_of("usage"))
-        return used.get(uid)
 
     def listed(self, plural: str, **query: str | None) -> list[Obj]:
         return listings.items(self.client, plural, **query)
@@ -102,19 +106,32 @@ def _no_part(_obj: Obj, _context: _Context) -> Iterator[Line]:
     return iter(())
 
 
-def _used(uid: str, capacity: str | None, context: _Context) -> str:
-    used = context.usage(uid)
-    return "<unknown>" if used is None else f"{output.size(used)} of {capacity or 'unlimited'}"
-
-
-def _served(namespace: object, claim: object, context: _Context) -> Iterator[Line]:
-    """Where a claim's volume is mounted and which process serves it."""
+def _served(namespace: object, claim: object, capacity: str | None, context: _Context) -> Iterator[Line]:
+    """What is used of a claim's volume, where it is mounted and how it is served."""
     mounts = [m for m in context.listed("mounts") if (m.get("namespace"), m.get("claim")) == (namespace, claim)]
+    server = serving.ask(context.client, next((m["mountId"] for m in mounts if "mountId" in m), None))
+    yield "Used", serving.used(server, capacity)
     yield "Mounted At", "\n".join(str(m.get("target")) for m in mounts) or "<none>"
-    served = {m.get("mountId") for m in mounts}
-    for server in context.listed("servers"):
-        if server.get("mount_id") in served:
-            yield "Server", f"pid {server.get('pid')}, {server.get('transport')}, {server.get('mountpoint')}"
+    if server is not None:
+        yield from serving.lines(server)
+
+
+def _mount(mount: Obj, client: Client) -> Iterator[Line]:
+    yield "Target", str(mount["target"])
+    yield "Kind", str(mount["kind"])
+    yield "Access", "ro" if mount.get("readOnly") else "rw"
+    yield "Volume", f"{mount['pool']}/{mount['volume']}" if mount.get("volume") else _text(mount.get("path"))
+    if mount.get("subPath"):
+        yield "Sub Path", str(mount["subPath"])
+    yield "Claim", f"{mount['namespace']}/{mount['claim']}" if mount.get("claim") else "<none>"
+    yield "Pod", _text(mount.get("pod"))
+    if "mountId" not in mount:
+        yield "Server", "<none>: the host's own directory"
+        return
+    server = serving.ask(client, mount["mountId"])
+    limit = ((server or {}).get("usage") or {}).get("limit_bytes")
+    yield "Used", serving.used(server, output.size(limit) if limit is not None else None)
+    yield from serving.lines(server) if server is not None else [("Server", "<none>: it is being started")]
 
 
 def _claim(obj: Obj, context: _Context) -> Iterator[Line]:
@@ -127,7 +144,6 @@ def _claim(obj: Obj, context: _Context) -> Iterator[Line]:
     yield "Capacity", _text(capacity)
     yield "Access Modes", _modes(status.get("accessModes") or spec.get("accessModes"))
     yield "VolumeMode", _text(spec.get("volumeMode"))
-    yield "Used", _used(metadata["uid"], capacity, context)
     users = [
         pod["metadata"]["name"]
         for pod in context.pods(metadata.get("namespace", DEFAULT_NAMESPACE))
@@ -137,7 +153,7 @@ def _claim(obj: Obj, context: _Context) -> Iterator[Line]:
         )
     ]
     yield "Used By", "\n".join(users) or "<none>"
-    yield from _served(metadata.get("namespace", DEFAULT_NAMESPACE), metadata["name"], context)
+    yield from _served(metadata.get("namespace", DEFAULT_NAMESPACE), metadata["name"], capacity, context)
 
 
 def _volume(obj: Obj, context: _Context) -> Iterator[Line]:
@@ -151,12 +167,11 @@ def _volume(obj: Obj, context: _Context) -> Iterator[Line]:
     yield "Capacity", _text(capacity)
     yield "Access Modes", _modes(spec.get("accessModes"))
     yield "VolumeMode", _text(spec.get("volumeMode"))
-    yield "Used", _used(obj["metadata"]["uid"], capacity, context)
     for source in ("csi", "hostPath", "local", "flexVolume", "nfs", "cephfs"):
         if source in spec:
             yield "Source", "\n".join([source, *(f"{k}={v}" for k, v in sorted(spec[source].items()))])
     if claim:
-        yield from _served(claim.get("namespace"), claim.get("name"), context)
+        yield from _served(claim.get("namespace"), claim.get("name"), capacity, context)
 
 
 def _storage_class(obj: Obj, _context: _Context) -> Iterator[Line]:

@@ -57,10 +57,16 @@ def _server(server: Obj) -> list[str]:
         _text(server.get("pid")),
         output.size(usage.get("used_bytes")),
         output.size(usage.get("limit_bytes")),
-        _text(server.get("transport")),
+        _way(server),
         output.age(server.get("started")),
         _text(server.get("mountpoint")),
     ]
+
+
+def _way(server: Obj) -> str:
+    """Transport and what it uses: ``kernel+passthrough``."""
+    extras = [word for word in ("io_uring", "passthrough") if server.get(word)]
+    return "+".join([_text(server.get("transport")), *extras])
 
 
 def _event(event: Obj) -> list[str]:
@@ -91,18 +97,23 @@ def items(client: Client, plural: str, **query: str | None) -> list[Obj]:
     return found
 
 
+def named(client: Client, plural: str, names: Sequence[str]) -> list[Obj]:
+    """Those of :func:`items` that have one of *names*, or all without names. Raises :class:`NotFoundError`."""
+    found = items(client, plural)
+    if not names:
+        return found
+    found = [o for o in found if set(LISTINGS[plural].row(o)[:2]) & set(names)]
+    if not found:
+        raise NotFoundError(f'There is no "{names[0]}" among the {plural}: list them without a name.')
+    return found
+
+
 def show(client: Client, selection: Selection, style: str, namespace: str | None) -> None:
     """Print what ``fusevol get pools`` and the like ask for."""
     listing = LISTINGS[selection.word.lower()]
-    found = items(client, listing.plural)
+    found = named(client, listing.plural, selection.names)
     if listing.plural == "events" and namespace:
         found = [e for e in found if (e.get("regarding") or {}).get("namespace") == namespace]
-    if selection.names:
-        found = [o for o in found if set(listing.row(o)[:2]) & set(selection.names)]
-        if not found:
-            raise NotFoundError(
-                f'There is no "{selection.names[0]}" among the {listing.plural}: list them without a name.'
-            )
     print_items(listing.plural, found, style)
 
 

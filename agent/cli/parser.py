@@ -125,6 +125,10 @@ def _agent(commands: _Commands) -> None:
         metavar="NAME=DIR",
         help="a pool of storage; may be repeated (default: default=STATE_DIR/pools/default)",
     )
+    parser.add_argument("--transport", metavar="NAME", help="auto, kernel or pyfuse3 (default: auto)")
+    parser.add_argument(
+        "--io-uring", metavar="WHEN", help="auto, on (switch it on for this machine) or off (default: auto)"
+    )
     parser.add_argument("--log-level", metavar="LEVEL", help="debug, info, warning or error (default: info)")
 
 
@@ -165,7 +169,7 @@ def _describe(commands: _Commands) -> None:
         "describe",
         "describe",
         "show all about an object: fields, conditions, use, mounts, events",
-        "  fusevol describe pvc data\n  fusevol describe pod/web -n shop",
+        "  fusevol describe pvc data\n  fusevol describe pod/web -n shop\n  fusevol describe mount /mnt/data",
     )
     parser.add_argument("what", nargs="+", metavar="KIND[/NAME]", help="a kind, then names; without names: all of it")
     _namespace(parser)

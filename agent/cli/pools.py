@@ -37,8 +37,10 @@ def _show(pool: Obj) -> None:
         return
     print(f"Volumes:      {len(volumes)}")
     if volumes:
-        rows = [[str(v.get("id")), output.size(v.get("capacity_bytes")), _owner(v)] for v in volumes]
-        print("\n" + output.table(["VOLUME", "CAPACITY", "OWNER"], rows))
+        rows = [
+            [str(v.get("id")), output.size(v.get("capacity_bytes")), str(v.get("quota")), _owner(v)] for v in volumes
+        ]
+        print("\n" + output.table(["VOLUME", "CAPACITY", "QUOTA", "OWNER"], rows))
 
 
 def _owner(volume: Obj) -> str:

@@ -24,8 +24,11 @@ class Selection:
 
 
 def selections(what: Sequence[str]) -> list[Selection]:
-    """What the positional arguments of get, describe and delete select. Raises :class:`UsageError`."""
-    with_slash = [w for w in what if "/" in w]
+    """What the positional arguments of get, describe and delete select. Raises :class:`UsageError`.
+
+    A word after a kind that begins with a slash is the name of a mount: its target.
+    """
+    with_slash = [w for i, w in enumerate(what) if "/" in w and not (i and w.startswith("/"))]
     if with_slash and len(with_slash) != len(what):
         raise UsageError(
             f'"{" ".join(what)}" mixes two ways to name objects: write either KIND NAME... or KIND/NAME KIND/NAME...'

@@ -19,6 +19,8 @@ def command(options: Namespace) -> int:
         "socket": str(options.socket) if options.socket else None,
         "pool": ",".join(options.pools) or None,
         "log_level": options.log_level,
+        "transport": options.transport,
+        "io_uring": options.io_uring,
     }
     config = Config.load(options.config, {k: v for k, v in given.items() if v is not None})
     trio.run(serve, config)

@@ -94,6 +94,7 @@ class Effects:
                     id=made.volume,
                     capacity_bytes=made.capacity,
                     inode_limit=made.inodes,
+                    enforced=made.enforced,
                     owner=made.owner,
                     mode=made.mode,
                     labels={"kind": "claim"},

@@ -22,7 +22,7 @@ from fusevol.errors import InvalidError
 
 Obj = dict[str, Any]
 
-_PARAMETERS = {"pool", "mode", "inodes"}
+_PARAMETERS = {"pool", "mode", "inodes", "quota"}
 _RESERVED = "csi.storage.k8s.io/"
 _MODE = re.compile(r"0?[0-7]{3,4}")
 
@@ -38,6 +38,8 @@ class Plan:
     inodes: int | None
     mode: int
     """Permission bits of the volume's root directory."""
+    enforced: bool
+    """Whether a write past capacity or inodes shall fail."""
     owner: dict[str, str]
 
 
@@ -62,6 +64,12 @@ def plan(claim: Obj, storage_class: Obj) -> Plan:
     inodes = parameters.get("inodes")
     if inodes is not None and not (inodes.isdigit() and int(inodes) > 0):
         raise InvalidError(f'The parameter inodes "{inodes}" of StorageClass "{name}" is not a positive number.')
+    quota = parameters.get("quota", "hard")
+    if quota not in {"hard", "none"}:
+        raise InvalidError(
+            f'The parameter quota "{quota}" of StorageClass "{name}" is not known: write "hard", which is the default '
+            'and lets no write pass the limit, or "none".'
+        )
     namespace, claim_name = claim_key(claim)
     return Plan(
         pool=parameters.get("pool", "default"),
@@ -69,6 +77,7 @@ def plan(claim: Obj, storage_class: Obj) -> Plan:
         capacity=matching.requested(claim),
         inodes=int(inodes) if inodes else None,
         mode=int(mode, 8),
+        enforced=quota == "hard",
         owner={"namespace": namespace, "claim": claim_name, "uid": claim["metadata"]["uid"]},
     )
 

@@ -11,7 +11,7 @@ from typing import Literal, get_args
 
 from agent.store import Database
 from fusevol.errors import CorruptError
-from fusevol.server.spec import CacheMode
+from fusevol.server.spec import CacheMode, TransportChoice
 
 AttachmentKind = Literal["persistent", "emptyDir", "hostPath"]
 KINDS: tuple[str, ...] = get_args(AttachmentKind)
@@ -35,6 +35,8 @@ class Attachment:
     """The part of the volume that is shown at the target; empty: all of it."""
     read_only: bool = False
     cache: CacheMode = "exclusive"
+    transport: TransportChoice | None = None
+    """Its own; None: the agent's."""
     namespace: str = ""
     claim: str = ""
     claim_uid: str = ""

@@ -27,7 +27,7 @@ from agent.volumes import places
 from agent.volumes.attachments import Attachment, Attachments
 from fusevol.errors import ConflictError, FusevolError, NotFoundError, UnavailableError
 from fusevol.pool import Volume
-from fusevol.server.spec import MountSpec
+from fusevol.server.spec import MountSpec, TransportChoice
 from fusevol.transport import mount
 
 DEATHS = 8
@@ -54,6 +54,8 @@ class Mounter:
         attachments: Attachments,
         pools: Pools,
         supervisor: Supervisor,
+        transport: TransportChoice,
+        io_uring: bool,
         tell: Tell,
         changed: Changed,
         hazards: Hazards,
@@ -61,7 +63,7 @@ class Mounter:
         step: Step = no_step,
     ) -> None:
         """*directory* takes the FUSE mount points, *servers* is the supervisor's; *changed* is called after each
-        attachment that came or went."""
+        attachment that came or went. *transport* is for attachments that do not name theirs."""
         self._hazards = hazards
         self._patience = patience
         self._directory = directory
@@ -69,6 +71,8 @@ class Mounter:
         self._attachments = attachments
         self._pools = pools
         self._supervisor = supervisor
+        self._transport = transport
+        self._io_uring = io_uring
         self._tell = tell
         self._changed = changed
         self._step = step
@@ -283,13 +287,15 @@ class Mounter:
             control=str(self._servers / f"{row.mount_id}.sock"),
             log=str(self._servers / f"{row.mount_id}.log"),
             fsname=f"fusevol:{row.mount_id}",
-            quota="ledger",
-            ledger=str(volume.ledger),
-            limit_bytes=volume.capacity_bytes,
-            limit_inodes=volume.inode_limit,
+            quota=volume.quota,
+            ledger=str(volume.ledger) if volume.quota == "ledger" else None,
+            limit_bytes=volume.capacity_bytes if volume.quota == "ledger" else None,
+            limit_inodes=volume.inode_limit if volume.quota == "ledger" else None,
             cache=row.cache,
             stuck_after_s=self._patience.report,
             abort_after_s=self._patience.abort,
+            transport=row.transport or self._transport,
+            io_uring=self._io_uring,
             labels={k: v for k, v in labels.items() if v},
         )
 
@@ -330,19 +336,21 @@ class Mounter:
         return await self._hazards.of(f"The mount at {place}").run(lambda: action(*args, **kwargs))
 
     async def usage(self, name: str) -> tuple[int, int] | None:
-        """Used bytes and inodes of a mounted volume; None when its server does not say."""
+        """Used bytes and inodes of a mounted volume; None when its server does not say, or nobody counts."""
         try:
             answer = await self._supervisor.ask(name, {"op": "usage"}, seconds=5.0)
         except UnavailableError:
             return None
         usage = answer.get("usage") or {}
-        return (int(usage["used_bytes"]), int(usage["used_inodes"])) if answer.get("ok") and usage else None
+        if usage.get("used_bytes") is None:
+            return None
+        return int(usage["used_bytes"]), int(usage["used_inodes"])
 
     async def set_limits(self, pool: str, volume: str, name: str, capacity: int) -> None:
-        """Raise a volume's limit on disk and, if it is mounted, in its server."""
+        """Raise a volume's limit on disk and, if it is mounted, in its server, which may keep it."""
         current = await self._pools.volume(pool, volume)
         await self._pools.resize(pool, volume, capacity, current.inode_limit)
-        if name not in self._supervisor.servers:
+        if current.quota != "ledger" or name not in self._supervisor.servers:
             return
         request = {"op": "set-limits", "limit_bytes": capacity, "limit_inodes": current.inode_limit}
         answer = await self._supervisor.ask(name, request)

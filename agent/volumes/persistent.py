@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from agent.config import DRIVER
@@ -11,13 +11,18 @@ from agent.controllers.matching import mode_of
 from agent.controllers.provisioning import parse_handle
 from agent.controllers.view import being_deleted, phase
 from fusevol.errors import ConflictError, InvalidError, NotFoundError, UnavailableError
-from fusevol.server.spec import CacheMode
+from fusevol.server.spec import CacheMode, TransportChoice
 
 Obj = dict[str, Any]
 
 SINGLE_POD = "ReadWriteOncePod"
 _IGNORED = {"rw", "debug", "defaults", "noatime", "nodiratime", "relatime", "nodev", "nosuid"}
 _CACHE: dict[str, CacheMode] = {"cache=exclusive": "exclusive", "cache=shared": "shared", "cache=none": "none"}
+_TRANSPORT: dict[str, TransportChoice] = {
+    "transport=auto": "auto",
+    "transport=kernel": "kernel",
+    "transport=pyfuse3": "pyfuse3",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +35,8 @@ class Source:
     path_type: str = ""
     read_only: bool = False
     cache: CacheMode = "exclusive"
+    transport: TransportChoice | None = None
+    """None: as the agent is configured."""
 
 
 def gate(claim: Obj | None, name: str, volume: Obj | None) -> Source:
@@ -61,16 +68,19 @@ def source_of(volume: Obj) -> Source:
     """What a PersistentVolume stands for. Raises :class:`InvalidError` for a source that is not served here."""
     spec = volume["spec"]
     name = volume["metadata"]["name"]
-    read_only, cache = _options(volume)
+    options = _options(volume)
     if csi := spec.get("csi"):
         if csi.get("driver") == DRIVER:
             pool, volume_id = parse_handle(str(csi["volumeHandle"]))
-            return Source(pool, volume_id, read_only=read_only or bool(csi.get("readOnly")), cache=cache)
+            return replace(
+                options, pool=pool, volume=volume_id, read_only=options.read_only or bool(csi.get("readOnly"))
+            )
         raise InvalidError(f'persistentvolume "{name}" belongs to the CSI driver {csi.get("driver")}, not to {DRIVER}')
     if host_path := spec.get("hostPath"):
-        return Source(path=str(host_path["path"]), path_type=str(host_path.get("type") or ""), read_only=read_only)
+        path_type = str(host_path.get("type") or "")
+        return Source(path=str(host_path["path"]), path_type=path_type, read_only=options.read_only)
     if local := spec.get("local"):
-        return Source(path=str(local["path"]), path_type="Directory", read_only=read_only)
+        return Source(path=str(local["path"]), path_type="Directory", read_only=options.read_only)
     sources = sorted(
         k for k, v in spec.items() if isinstance(v, dict) and k not in {"capacity", "claimRef", "nodeAffinity"}
     )
@@ -80,21 +90,24 @@ def source_of(volume: Obj) -> Source:
     )
 
 
-def _options(volume: Obj) -> tuple[bool, CacheMode]:
-    """Read-only and cache mode by the volume's mount options; other users of the data need a short cache."""
+def _options(volume: Obj) -> Source:
+    """What the volume's mount options say; other users of the data need a short cache."""
     shared = {"ReadWriteMany", "ReadOnlyMany"} & set(volume["spec"].get("accessModes") or ())
-    read_only, cache = False, "shared" if shared else "exclusive"
+    found = Source(cache="shared" if shared else "exclusive")
     for option in volume["spec"].get("mountOptions") or []:
         if option == "ro":
-            read_only = True
+            found = replace(found, read_only=True)
         elif option in _CACHE:
-            cache = _CACHE[option]
+            found = replace(found, cache=_CACHE[option])
+        elif option in _TRANSPORT:
+            found = replace(found, transport=_TRANSPORT[option])
         elif option not in _IGNORED:
+            known = ", ".join([*sorted(_CACHE), *sorted(_TRANSPORT)])
             raise InvalidError(
                 f'persistentvolume "{volume["metadata"]["name"]}" has the mount option "{option}", which is not known: '
-                f"known are ro, {', '.join(sorted(_CACHE))} and {', '.join(sorted(_IGNORED))}."
+                f"known are ro, {known} and {', '.join(sorted(_IGNORED))}."
             )
-    return read_only, "shared" if cache == "shared" else ("none" if cache == "none" else "exclusive")
+    return found
 
 
 def check_single(claim: Obj, user: str, others: Collection[str]) -> None:

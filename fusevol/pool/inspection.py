@@ -75,6 +75,8 @@ def _volume(directory: Path) -> list[Finding]:
 
 
 def _ledger(volume: Volume, subject: str) -> list[Finding]:
+    if volume.quota != "ledger":
+        return []
     before = Checkpoint.load(volume.ledger)
     if before is None:
         if not volume.ledger.exists():

@@ -9,10 +9,11 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast, get_args
 
 from fusevol.errors import CorruptError, InvalidError
 from fusevol.files import write_whole
+from fusevol.usage import Enforcer
 
 RECORD: Final = "volume.json"
 DATA: Final = "data"
@@ -43,6 +44,8 @@ class VolumeRequest:
     id: str
     capacity_bytes: int | None
     inode_limit: int | None = None
+    enforced: bool = True
+    """Whether the limits are kept; otherwise they are only what the volume was promised."""
     owner: dict[str, str] = field(default_factory=dict)
     """Whom it is for: claim, namespace, pod; shown to people and kept for adoption."""
     mode: int = 0o777
@@ -81,11 +84,13 @@ class Volume:
     labels: dict[str, str]
     created: str
     """RFC 3339, UTC."""
-    quota: str = "ledger"
+    quota: Enforcer
+    """Who keeps the limits; ``none`` also where there is no limit."""
 
     @classmethod
     def from_request(cls, request: VolumeRequest, directory: Path) -> Volume:
         """The volume that *request* makes in *directory*."""
+        limited = request.capacity_bytes is not None or request.inode_limit is not None
         return cls(
             id=request.id,
             data=directory / DATA,
@@ -95,6 +100,7 @@ class Volume:
             owner=dict(request.owner),
             labels=dict(request.labels),
             created=now(),
+            quota="ledger" if limited and request.enforced else "none",
         )
 
     def save(self, directory: Path) -> None:
@@ -137,7 +143,7 @@ class Volume:
             raise ValueError(f"version {fields['version']!r} is not known to this release")
         if fields["id"] != volume:
             raise ValueError(f"it is of the volume {fields['id']!r}")
-        if fields["quota"] != "ledger":
+        if fields["quota"] not in get_args(Enforcer):
             raise ValueError(f"the quota {fields['quota']!r} is not known to this release")
         return cls(
             id=volume,
@@ -148,6 +154,7 @@ class Volume:
             owner=_words(fields, "owner"),
             labels=_words(fields, "labels"),
             created=str(fields["created"]),
+            quota=cast("Enforcer", fields["quota"]),
         )
 
 

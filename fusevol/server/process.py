@@ -137,7 +137,7 @@ class Server:
 
     def _open_ledger(self) -> Ledger | None:
         spec = self.spec
-        if spec.quota == "none":
+        if spec.quota != "ledger":
             return None
         if spec.ledger is None:
             raise UsageError(f"The mount {spec.mount_id} has a quota but no ledger file: name one in its mount file.")

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from fusevol.errors import CorruptError
+from fusevol.usage import Enforcer
 
 CacheMode = Literal["exclusive", "shared", "none"]
 TransportChoice = Literal["auto", "kernel", "pyfuse3"]
-QuotaMode = Literal["ledger", "none"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +31,8 @@ class MountSpec:
     fsname: str = "fusevol"
     """Shown as the device in /proc/mounts."""
     read_only: bool = False
-    quota: QuotaMode = "none"
+    quota: Enforcer = "none"
+    """Who keeps the volume's limits. Data comes by the server only where it is the ledger."""
     ledger: str | None = None
     """Checkpoint file of the ledger; required with ``quota="ledger"``."""
     limit_bytes: int | None = None

@@ -61,6 +61,25 @@ def test_provision(pool: Pool) -> None:
     assert pool.check() == []
 
 
+@pytest.mark.parametrize(
+    ("fields", "quota"),
+    [
+        ({}, "ledger"),
+        ({"capacity": None, "inode_limit": 9}, "ledger"),
+        ({"capacity": None}, "none"),
+        ({"enforced": False}, "none"),
+    ],
+)
+def test_who_keeps_the_limits(pool: Pool, fields: dict[str, Any], quota: str) -> None:
+    """The ledger, unless there is no limit or it was not wanted; the record says so, also after a resize."""
+    made = pool.provision(request(**fields))
+    record = json.loads((made.data.parent / "volume.json").read_text())
+
+    assert (made.quota, record["quota"], pool.volume("v1").quota) == (quota, quota, quota)
+    assert pool.resize("v1", 2 << 20, None).quota == quota
+    assert pool.check() == []
+
+
 def test_provision_again(pool: Pool) -> None:
     """The same request again is the same volume with its data."""
     made = pool.provision(request())
@@ -321,7 +340,7 @@ _GOOD = {
     + [
         json.dumps(_GOOD | change)
         for change in ({"version": 2}, {"id": "v2"}, {"capacity_bytes": "1Gi"}, {"capacity_bytes": -1}, {"owner": []},
-                       {"labels": {"a": 1}}, {"inode_limit": True}, {"quota": "kernel"})
+                       {"labels": {"a": 1}}, {"inode_limit": True}, {"quota": "hope"})
     ],
 )  # fmt: skip
 def test_damaged_record(pool: Pool, text: str) -> None:

@@ -40,6 +40,7 @@ from fusevol.transport.kernel import protocol as p
 from fusevol.transport.kernel.asking import Askers
 from fusevol.transport.kernel.connection import Connection
 from fusevol.transport.kernel.operations import Operations
+from fusevol.transport.kernel.parameter import PARAMETER, enabled
 from fusevol.transport.kernel.protocol import Op
 from fusevol.transport.kernel.region import Region
 from fusevol.transport.kernel.replay import WITHOUT_TRACE, Replay
@@ -47,7 +48,6 @@ from fusevol.transport.kernel.ring import Ring
 
 log = logging.getLogger(__name__)
 
-PARAMETER: Final = Path("/sys/module/fuse/parameters/enable_uring")
 _POSSIBLE: Final = Path("/sys/devices/system/cpu/possible")
 _REGISTER: Final = 1
 _COMMIT_AND_FETCH: Final = 2
@@ -127,14 +127,6 @@ def queues() -> int:
     """How many queues the kernel has: one per possible CPU (cpu_possible_mask)."""
     last = _POSSIBLE.read_text().strip().split(",")[-1].split("-")[-1]
     return int(last) + 1
-
-
-def enabled() -> bool:
-    """Whether the kernel's FUSE offers io_uring now."""
-    try:
-        return PARAMETER.read_text().strip() == "Y"
-    except OSError:
-        return False
 
 
 def entry_size(max_write: int) -> int:

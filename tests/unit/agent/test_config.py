@@ -39,6 +39,25 @@ def test_the_default_pool_is_below_the_state_directory(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "flags", "found"),
+    [
+        ("", {}, ("auto", "auto")),
+        ("transport: pyfuse3\nioUring: auto\n", {}, ("pyfuse3", "auto")),
+        ("ioUring: on\n", {}, ("auto", "on")),
+        ('ioUring: "off"\n', {}, ("auto", "off")),
+        ("transport: kernel\nioUring: off\n", {"transport": "auto", "io_uring": "on"}, ("auto", "on")),
+    ],
+)
+def test_how_volumes_are_served(tmp_path: Path, text: str, flags: dict[str, str], found: tuple[str, str]) -> None:
+    """on and off are words, though YAML 1.1 has them for truth values; a flag goes over the file."""
+    file = tmp_path / "agent.yaml"
+    file.write_text(text)
+    config = Config.load(file, flags)
+
+    assert (config.transport, config.io_uring) == found
+
+
+@pytest.mark.parametrize(
     ("text", "flags", "message"),
     [
         ("a: [", {}, "is not YAML in line"),
@@ -48,6 +67,9 @@ def test_the_default_pool_is_below_the_state_directory(tmp_path: Path) -> None:
         ("", {"pool": "x"}, "write NAME=DIR"),
         ("", {"pool": "X=/p"}, "cannot be the name of a pool"),
         ("", {"log-level": "loud"}, "is no log level"),
+        ("transport: fast", {}, '"fast" is no transport: choose one of auto, kernel, pyfuse3.'),
+        ("", {"io-uring": "yes"}, '"yes" is no setting of ioUring: choose one of auto, on, off.'),
+        ("ioUring: [on]", {}, "is no setting of ioUring"),
         ("provisioners: a", {}, "must be a list"),
     ],
 )

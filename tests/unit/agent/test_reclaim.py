@@ -193,6 +193,7 @@ def test_the_volume_is_made_as_the_class_says() -> None:
         ({}, {"type": "gp2"}, "unknown parameters type"),
         ({}, {"mode": "rwx"}, "not octal"),
         ({}, {"inodes": "0"}, "not a positive number"),
+        ({}, {"quota": "soft"}, 'The parameter quota "soft" of StorageClass "fast" is not known: write "hard"'),
     ],
 )
 def test_what_cannot_be_provisioned_is_refused(spec: Obj, parameters: dict[str, str], said: str | None) -> None:
@@ -206,6 +207,14 @@ def test_what_cannot_be_provisioned_is_refused(spec: Obj, parameters: dict[str, 
         message = str(e)
 
     assert (message is None) if said is None else (said in (message or ""))
+
+
+@pytest.mark.parametrize("parameters", [{}, {"quota": "hard"}, {"quota": "none"}])
+def test_a_class_may_do_without_a_quota(parameters: dict[str, str]) -> None:
+    """Limits are kept unless the class says otherwise."""
+    plan = provisioning.plan(CLAIM, {**STORAGE_CLASS, "parameters": parameters})
+
+    assert plan.enforced == (parameters.get("quota") != "none")
 
 
 @pytest.mark.parametrize("handle", ["", "a", "/a", "a/", "a/b/c"])

@@ -126,6 +126,7 @@ def changed(obj: Obj, **fields: Any) -> Obj:
         (CLAIM, changed(VOLUME, spec={"csi": {"driver": "x", "volumeHandle": "y"}}), "CSI driver x"),
         (CLAIM, changed(VOLUME, spec={"csi": None, "cephfs": {"monitors": []}}), "the source cephfs"),
         (CLAIM, changed(VOLUME, spec={"mountOptions": ["nfsvers=4"]}), 'mount option "nfsvers=4"'),
+        (CLAIM, changed(VOLUME, spec={"mountOptions": ["transport=fast"]}), "transport=kernel, transport=pyfuse3 and"),
     ],
 )
 def test_the_gate_for_claims(claim: Obj | None, volume: Obj | None, message: str) -> None:
@@ -143,6 +144,8 @@ def test_the_gate_for_claims(claim: Obj | None, volume: Obj | None, message: str
         ({"mountOptions": ["ro", "debug"]}, persistent.Source("default", "v", read_only=True)),
         ({"accessModes": ["ReadWriteMany"]}, persistent.Source("default", "v", cache="shared")),
         ({"mountOptions": ["cache=none"]}, persistent.Source("default", "v", cache="none")),
+        ({"mountOptions": ["transport=pyfuse3"]}, persistent.Source("default", "v", transport="pyfuse3")),
+        ({"csi": {**VOLUME["spec"]["csi"], "readOnly": True}}, persistent.Source("default", "v", read_only=True)),
         ({"csi": None, "hostPath": {"path": "/p"}}, persistent.Source(path="/p")),
         ({"csi": None, "local": {"path": "/p"}}, persistent.Source(path="/p", path_type="Directory")),
     ],
