@@ -4,7 +4,7 @@ PY := .venv/bin/python
 export PYTHONDONTWRITEBYTECODE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check static wheel bench image clean
+.PHONY: help setup demo test check static wheel bench volumes image clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +28,9 @@ wheel: setup ## build the wheel and try it in a fresh environment
 
 bench: setup ## fusevol beside a bare directory and bindfs: table, build/bench/latest.json and latest.png
 	@$(PY) -m tests.bench
+
+volumes: setup ## a thousand volumes mounted at once: what each costs, and that the last costs no more than the first
+	@FUSEVOL_VOLUMES=1000 scripts/test.sh -s tests/stress/test_volumes.py
 
 image: ## the agent's container image (BASE=... for another base image)
 	podman build --tag fusevol:dev $(if $(BASE),--build-arg BASE=$(BASE)) .

@@ -69,4 +69,5 @@ class Recorder:
             await self._database.write(
                 ("INSERT OR REPLACE INTO events VALUES (?, ?, ?, ?)", (name, uid, time.time(), json.dumps(event))),
                 *(("DELETE FROM events WHERE id = ?", (one,)) for one in surplus),
+                durable=False,
             )

@@ -18,16 +18,18 @@ import sqlite3
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import trio
 
+from agent.index import Index
 from agent.watch import Change, History
 from fusevol import objects
 from fusevol.errors import AlreadyExistsError, ConflictError, CorruptError, NotFoundError
 
 Obj = dict[str, Any]
 Key = objects.Key
+W = TypeVar("W")
 
 _ATTEMPTS = 10
 _SCHEMA = """
@@ -69,7 +71,6 @@ class Database:
             if state != "ok":
                 raise self._corrupt(state)
             self._connection.execute("PRAGMA journal_mode=WAL")
-            self._connection.execute("PRAGMA synchronous=FULL")
             found = self._connection.execute("PRAGMA user_version").fetchone()[0]
             if found > SCHEMA_VERSION:
                 raise CorruptError(
@@ -89,10 +90,14 @@ class Database:
         except sqlite3.Error as e:
             raise self._corrupt(e) from e
 
-    async def write(self, *statements: tuple[str, tuple[object, ...]]) -> None:
-        """Commit *statements* as one transaction; when this returns they are on the disk."""
+    async def write(self, *statements: tuple[str, tuple[object, ...]], durable: bool = True) -> None:
+        """Commit *statements* as one transaction; when this returns they are on the disk.
+
+        With *durable* false they survive the agent's death, but maybe not that of the machine.
+        """
 
         def commit() -> None:
+            self._connection.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 for text, values in statements:
@@ -125,9 +130,11 @@ class Store:
     def __init__(self, database: Database) -> None:
         self.database = database
         self._objects: dict[Key, Obj] = {}
+        self._kinds: dict[str, dict[Any, Obj]] = {kind.name: {} for kind in objects.KINDS}
+        self._indexes: list[tuple[str, Index[Key, Obj, Any]]] = []
         for kind, namespace, name, body in database.read("SELECT kind, namespace, name, body FROM objects"):
             try:
-                self._objects[Key(kind, namespace, name)] = json.loads(body)
+                self._hold(Key(kind, namespace, name), json.loads(body))
             except ValueError as e:
                 raise CorruptError(
                     f"{kind} {namespace}/{name} in {database.path} is not JSON ({e}): restore the file from a copy."
@@ -162,8 +169,34 @@ class Store:
 
     def list(self, kind: str, namespace: str | None = None) -> list[Obj]:
         """All objects of *kind*, of one namespace or of all, ordered by namespace and name."""
-        keys = sorted(k for k in self._objects if k.kind == kind and namespace in {None, k.namespace})
-        return [self._objects[k] for k in keys]
+        named = self._kinds.get(kind, {})
+        return [named[n] for n in sorted(named) if namespace is None or n[0] == namespace]
+
+    def named(self, kind: str) -> Mapping[Any, Obj]:
+        """All objects of *kind* by name, or by namespace and name; as of now, for whoever does not wait meanwhile."""
+        return self._kinds.get(kind, {})
+
+    def index(self, kind: str, words: Callable[[Obj], Iterable[W]]) -> Index[Key, Obj, W]:
+        """The objects of *kind* by the words that *words* finds in each; kept up with every write."""
+        made: Index[Key, Obj, W] = Index(words)
+        for obj in self._kinds.get(kind, {}).values():
+            made.put(objects.key(obj), obj)
+        self._indexes.append((kind, made))
+        return made
+
+    def _hold(self, key: Key, obj: Obj) -> None:
+        self._objects[key] = obj
+        self._kinds.setdefault(key.kind, {})[_name(key)] = obj
+        for kind, index in self._indexes:
+            if kind == key.kind:
+                index.put(key, obj)
+
+    def _let_go(self, key: Key) -> None:
+        self._objects.pop(key, None)
+        self._kinds.get(key.kind, {}).pop(_name(key), None)
+        for kind, index in self._indexes:
+            if kind == key.kind:
+                index.drop(key)
 
     def watch(self, version: int) -> AsyncIterator[Change]:
         """All changes after *version*. Raises :class:`agent.watch.GoneError` when that is too long ago."""
@@ -257,9 +290,9 @@ class Store:
         await self.database.write(statement, counter)
         # no checkpoint from here on: what is on disk is in memory before anybody else runs
         if change == "DELETED":
-            self._objects.pop(key, None)
+            self._let_go(key)
         else:
-            self._objects[key] = obj
+            self._hold(key, obj)
         self.history.add(Change(version, change, obj))
         return obj
 
@@ -282,6 +315,11 @@ def _carry(old: Mapping[str, Any], new: dict[str, Any], field: str) -> None:
         new[field] = old[field]
     else:
         new.pop(field, None)
+
+
+def _name(key: Key) -> Any:
+    """How a kind's objects are told apart: by name, or by namespace and name."""
+    return (key.namespace, key.name) if key.namespace else key.name
 
 
 def plural_of(key: Key) -> str:

@@ -239,8 +239,8 @@ class KeeperSupervisor:
             status = await call(control, {"op": "status"}, ADOPT_TIMEOUT)
             if not status.get("ok") or status.get("mount_id") != mount_id:
                 return None
-            # one that hangs in a slow backing store is nevertheless in use
-            if await trio.to_thread.run_sync(mount.probe, status["mountpoint"]) not in {"alive", "hung"}:
+            # not asked whether it answers: one that hangs is in use, and one whose connection is over ends by itself
+            if mount.root(status["mountpoint"]) is None:
                 return None
         except (UnavailableError, OSError):
             return None

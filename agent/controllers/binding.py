@@ -158,7 +158,7 @@ def _unbound(claim: Obj, view: View) -> list[Action]:
         and SELECTED_NODE not in annotations_of(claim)
     )
     users = view.users.get(claim_key(claim))
-    volume = matching.find(claim, view.volumes.values(), delayed=delayed and not users)
+    volume = matching.find(claim, view.candidates, delayed=delayed and not users)
     if volume is not None:
         return bind(claim, volume, view)
     if delayed and not users:
@@ -183,6 +183,7 @@ def _provisioned(claim: Obj, name: str, storage_class: Obj | None, view: View, *
         annotate(new).update({STORAGE_PROVISIONER: provisioner, BETA_STORAGE_PROVISIONER: provisioner})
         if delayed:
             annotate(new)[SELECTED_NODE] = view.node
+        new["status"] = {**(claim.get("status") or {}), "phase": "Pending"}
         return [Put(new)]
     if provisioner not in view.provisioners:
         message = (

@@ -23,6 +23,11 @@ Obj = dict[str, Any]
 RESYNC = 120.0
 """Seconds after which everything is looked at again, changed or not."""
 
+_NOBODY = ("", "")
+"""The claim of a volume that has none."""
+_ANY = "*"
+"""Stands for whatever volume a claim may get; no volume has that name."""
+
 log = logging.getLogger(__name__)
 
 
@@ -47,25 +52,28 @@ class Controllers:
         self._provisioners = provisioners
         self._node = node
         self._heal = heal
+        self._users = store.index("Pod", lambda pod: [(pod["metadata"]["namespace"], c) for c in claims_of(pod)])
+        self._referring = store.index("PersistentVolume", lambda volume: [_claim_uid(volume)])
+        self._offered = store.index("PersistentVolume", lambda volume: [_claim_name(volume)])
+        self._wanting = store.index("PersistentVolumeClaim", _wanted)
         self.claims: WorkQueue[Key] = WorkQueue("claim", self._claim)
         self.volumes: WorkQueue[Key] = WorkQueue("volume", self._volume)
         self.pods: WorkQueue[Key] = WorkQueue("pod", self._pod, workers=32)
 
-    def view(self) -> View:
-        """The objects as they are now, for the decisions."""
-        store = self._store
-        users: dict[tuple[str, str], list[str]] = {}
-        for pod in store.list("Pod"):
-            for claim in claims_of(pod):
-                users.setdefault((pod["metadata"]["namespace"], claim), []).append(pod["metadata"]["name"])
+    def view(self, claim: Key | None = None) -> View:
+        """The objects as they are now, for a decision that is made at once; on *claim*, if it is one on a claim."""
+        users, candidates = {}, []
+        if claim is not None:
+            named = (claim.namespace, claim.name)
+            users[named] = [str(pod["metadata"]["name"]) for pod in self._users.of(named)]
+            candidates = [*self._offered.of(_NOBODY), *self._offered.of(named)]
         return View(
-            volumes={o["metadata"]["name"]: o for o in store.list("PersistentVolume")},
-            claims={
-                (o["metadata"]["namespace"], o["metadata"]["name"]): o for o in store.list("PersistentVolumeClaim")
-            },
-            classes={o["metadata"]["name"]: o for o in store.list("StorageClass")},
+            volumes=self._store.named("PersistentVolume"),
+            claims=self._store.named("PersistentVolumeClaim"),
+            classes=self._store.named("StorageClass"),
+            candidates=candidates,
             users=users,
-            attached=frozenset(a.claim_uid for a in self._mounter.attachments if a.claim_uid),
+            attached=self._mounter.attachments.claims,
             provisioners=self._provisioners,
             node=self._node,
             now=now(),
@@ -74,7 +82,7 @@ class Controllers:
     async def _claim(self, key: Key) -> None:
         claim = self._store.find(key)
         if claim is not None:
-            await self._effects.carry_out(binding.decide(claim, self.view()))
+            await self._effects.carry_out(binding.decide(claim, self.view(key)))
 
     async def _volume(self, key: Key) -> None:
         volume = self._store.find(key)
@@ -137,19 +145,16 @@ class Controllers:
                 names = {str(obj["spec"].get("volumeName") or ""), binding.volume_name(obj)}
                 for name in names:
                     self._wake(self.volumes, Key("PersistentVolume", "", name))
-                for volume in self._store.list("PersistentVolume"):
-                    if (volume["spec"].get("claimRef") or {}).get("uid") == obj["metadata"]["uid"]:
-                        self.volumes.add(objects.key(volume))
+                self._volumes_of(str(obj["metadata"]["uid"]))
                 self._pods_of(key)
             case "PersistentVolume":
                 self.volumes.add(key)
-                ref = obj["spec"].get("claimRef") or {}
-                named = Key("PersistentVolumeClaim", str(ref.get("namespace") or ""), str(ref.get("name") or ""))
-                self._wake(self.claims, named)
-                self._unbound_claims(str(key.name))
-                self._pods_of(named)
+                claim = _claim_name(obj)
+                self._wake(self.claims, Key("PersistentVolumeClaim", *claim))
+                self._claims_of(_ANY if claim == _NOBODY else key.name)
+                self._pods_of(Key("PersistentVolumeClaim", *claim))
             case "StorageClass":
-                self._unbound_claims()
+                self._claims_of(_ANY)
             case "Pod":
                 self.pods.add(key)
                 for name in claims_of(obj):
@@ -161,15 +166,18 @@ class Controllers:
         if self._store.find(key) is not None:
             queue.add(key)
 
-    def _unbound_claims(self, volume: str = "") -> None:
-        for claim in self._store.list("PersistentVolumeClaim"):
-            if BIND_COMPLETED not in annotations_of(claim) or (volume and claim["spec"].get("volumeName") == volume):
-                self.claims.add(objects.key(claim))
+    def _claims_of(self, volume: str) -> None:
+        """Look at the claims that have or name *volume*; with :data:`_ANY`, at all that are not bound."""
+        for claim in self._wanting.of(volume):
+            self.claims.add(objects.key(claim))
+
+    def _volumes_of(self, claim_uid: str) -> None:
+        for volume in self._referring.of(claim_uid):
+            self.volumes.add(objects.key(volume))
 
     def _pods_of(self, claim: Key) -> None:
-        for pod in self._store.list("Pod", claim.namespace):
-            if claim.name in claims_of(pod):
-                self.pods.add(objects.key(pod))
+        for pod in self._users.of((claim.namespace, claim.name)):
+            self.pods.add(objects.key(pod))
 
     def attachment_changed(self, row: Attachment) -> None:
         """A mount came or went: its claim may now be deleted, its volume reclaimed, another Pod may have its turn."""
@@ -178,6 +186,19 @@ class Controllers:
         key = Key("PersistentVolumeClaim", row.namespace, row.claim)
         self._wake(self.claims, key)
         self._pods_of(key)
-        for volume in self._store.list("PersistentVolume"):
-            if (volume["spec"].get("claimRef") or {}).get("uid") == row.claim_uid:
-                self.volumes.add(objects.key(volume))
+        self._volumes_of(row.claim_uid)
+
+
+def _claim_name(volume: Obj) -> tuple[str, str]:
+    ref = volume["spec"].get("claimRef") or {}
+    return str(ref.get("namespace") or ""), str(ref.get("name") or "")
+
+
+def _claim_uid(volume: Obj) -> str:
+    return str((volume["spec"].get("claimRef") or {}).get("uid") or "")
+
+
+def _wanted(claim: Obj) -> list[str]:
+    """The volume that a claim has or names, and :data:`_ANY` while it is not bound."""
+    named = str(claim["spec"].get("volumeName") or "")
+    return [*([named] if named else []), *([_ANY] if BIND_COMPLETED not in annotations_of(claim) else [])]

@@ -79,8 +79,8 @@ def find(claim: Obj, volumes: Iterable[Obj], *, delayed: bool = False) -> Obj | 
 def _possible(volume: Obj, claim: Obj) -> bool:
     ref = volume["spec"].get("claimRef")
     return (
-        modes(volume) >= modes(claim)
-        and (not ref or refers_to(ref, claim))
+        (not ref or refers_to(ref, claim))  # first: there are many, and most are another claim's
+        and modes(volume) >= modes(claim)
         and capacity(volume) >= requested(claim)
         and mode_of(volume) == mode_of(claim)
         and attributes_class(volume) == attributes_class(claim)

@@ -56,8 +56,7 @@ def decide(volume: Obj, view: View) -> list[Action]:
     if bound_to == volume["metadata"]["name"]:
         return _phase(volume, "Bound", view)
     if not bound_to:
-        # the claim's own turn comes; until then the volume is as good as taken
-        return [] if phase(volume) else _phase(volume, "Available", view)
+        return []  # the claim's own turn comes; until then the volume is as good as taken
     if ours(volume, view) and policy_of(volume) == "Delete":
         return _released(volume, view)
     return _unbound(volume, view)

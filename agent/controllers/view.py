@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Container, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -89,10 +89,12 @@ class View:
     volumes: Mapping[str, Obj] = field(default_factory=dict)
     claims: Mapping[tuple[str, str], Obj] = field(default_factory=dict)
     """By namespace and name."""
+    candidates: Collection[Obj] = ()
+    """Volumes that belong to no claim, or to the one that is decided on."""
     classes: Mapping[str, Obj] = field(default_factory=dict)
     users: Mapping[tuple[str, str], list[str]] = field(default_factory=dict)
-    """Names of the Pods that name a claim, by the claim's namespace and name."""
-    attached: frozenset[str] = frozenset()
+    """Names of the Pods that name a claim, by the claim's namespace and name; of the claim that is decided on."""
+    attached: Container[str] = frozenset()
     """Uids of the claims that are mounted somewhere."""
     provisioners: tuple[str, ...] = (PROVISIONER,)
     node: str = "localhost"

@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from agent.index import Index
 from agent.store import Database
 from fusevol.errors import CorruptError
 from fusevol.server.spec import CacheMode, TransportChoice
@@ -73,9 +74,12 @@ class Attachments:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._rows: dict[str, Attachment] = {}
+        self._by_mount: Index[str, Attachment, str] = Index(lambda row: [row.mount_id])
+        self._by_pod: Index[str, Attachment, str] = Index(lambda row: [row.pod])
+        self._by_claim: Index[str, Attachment, str] = Index(lambda row: [row.claim_uid])
         for target, body in database.read("SELECT target, body FROM attachments"):
             try:
-                self._rows[target] = Attachment(**json.loads(body))
+                self._hold(Attachment(**json.loads(body)))
             except (ValueError, TypeError) as e:
                 raise CorruptError(f"The mount record of {target} in {database.path} cannot be read: {e}.") from e
 
@@ -88,23 +92,35 @@ class Attachments:
 
     def of_mount(self, name: str) -> list[Attachment]:
         """All attachments of one mount; the whole volume before its parts."""
-        return sorted((a for a in self if a.mount_id == name), key=lambda a: (bool(a.sub_path), a.target))
+        return sorted(self._by_mount.of(name), key=lambda a: (bool(a.sub_path), a.target))
 
     def of_pod(self, uid: str) -> list[Attachment]:
         """All attachments of a Pod's volumes, parts of volumes first: the order in which they are undone."""
-        return sorted((a for a in self if a.pod == uid), key=lambda a: (not a.sub_path, a.target))
+        return sorted(self._by_pod.of(uid), key=lambda a: (not a.sub_path, a.target))
 
     def of_claim(self, uid: str) -> list[Attachment]:
         """All attachments of a claim."""
-        return [a for a in self if a.claim_uid == uid]
+        return self._by_claim.of(uid)
+
+    @property
+    def claims(self) -> Container[str]:
+        """Uids of the claims that are mounted somewhere; always as of now."""
+        return self._by_claim.words
+
+    def _hold(self, row: Attachment) -> None:
+        self._rows[row.target] = row
+        for index in (self._by_mount, self._by_pod, self._by_claim):
+            index.put(row.target, row)
 
     async def put(self, row: Attachment) -> None:
         """Remember *row*."""
         body = json.dumps(dataclasses.asdict(row))
         await self._database.write(("INSERT OR REPLACE INTO attachments VALUES (?, ?)", (row.target, body)))
-        self._rows[row.target] = row
+        self._hold(row)
 
     async def remove(self, target: str) -> None:
         """Forget a target."""
         await self._database.write(("DELETE FROM attachments WHERE target = ?", (target,)))
         self._rows.pop(target, None)
+        for index in (self._by_mount, self._by_pod, self._by_claim):
+            index.drop(target)

@@ -122,9 +122,9 @@ def clear(target: Path, *, lazy: bool = False) -> None:
 
     A mount without a server cannot be waited for: it is detached lazily.
     """
-    while (found := mount.find(target)) is not None:
+    while mount.is_mounted(target):
         try:
-            mount.unmount(found.mountpoint, lazy=lazy)
+            mount.unmount(target, lazy=lazy)
         except OSError as e:
             if e.errno == errno.EINVAL:
                 return

@@ -209,8 +209,11 @@ def _flock(fd: int, path: Path) -> None:
 def mounted_below(path: Path) -> list[str]:
     """Mount points at *path* and below, from the mount table, which asks no filesystem (it may hang)."""
     top = os.fsencode(path)
+    end = top.rpartition(b"/")[2]
     found = []
     for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
+        if end not in line and b"\\" not in line:
+            continue  # as most, on a node with many volumes
         # proc_pid_mountinfo(5): field 5, with space, tab, newline and backslash as octal escapes
         point = re.sub(rb"\\([0-7]{3})", lambda m: bytes([int(m[1], 8)]), line.split(b" ")[4])
         if point == top or point.startswith(top + b"/"):

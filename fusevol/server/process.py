@@ -165,7 +165,7 @@ class Server:
         left = session.left()
         if self._holder is not None and memory is not None and left is not None and self._held is None:
             Held(left[0], memory.fd, left[1], memory.lot[0].fileno(), memory.lot[1].fileno()).send(self._holder)
-        found = mount.find(spec.mountpoint)
+        found = mount.root(spec.mountpoint)
         self._minor = found.minor if found else -1
         return session
 
@@ -214,7 +214,7 @@ class Server:
         self._fs.close()
         if self._ledger is not None:
             self._ledger.close()
-        found = mount.find(self.spec.mountpoint)
+        found = mount.root(self.spec.mountpoint)
         if not self._terminated.is_set() and found is not None and found.minor == self._minor:
             log.error("the connection was aborted: the mount at %s is dead", self.spec.mountpoint)
             return 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import signal
 import subprocess
 import sys
 import time
@@ -54,6 +55,63 @@ def test_strange_names_are_found(workdir: Path, volume_server: StartServer) -> N
     assert found is not None
     assert found.read_only
     assert not mount.is_mounted(odd)
+
+
+def _agree(path: Path) -> bool:
+    """Whether the table says of *path* what :func:`mount.root` says; and that is whether something is mounted there."""
+    listed = [m for m in mount.mounts() if m.mountpoint == str(path)]
+    told = mount.root(path)
+    assert told == (mount.Root(listed[-1].major, listed[-1].minor) if listed else None), (path, told, listed)
+    assert mount.find(path) == (listed[-1] if listed else None)
+    return told is not None
+
+
+@pytest.mark.root
+def test_a_look_tells_what_the_table_tells(mounted: VolumeServer, workdir: Path) -> None:
+    """Directories, files, links, a mount, a part of it, one over another, nothing at all."""
+    (mounted.source / "d").mkdir()
+    part, over, file, link = (workdir / name for name in ("part", "over", "file", "link"))
+    part.mkdir()
+    over.mkdir()
+    file.touch()
+    link.symlink_to(mounted.mountpoint)
+    before = [_agree(p) for p in (workdir, part, over, file, mounted.mountpoint / "d", workdir / "none" / "x")]
+    mount.bind(mounted.mountpoint / "d", part)
+    mount.bind(workdir / "part", over)
+    mount.bind(mounted.mountpoint, over)
+    mount.bind(file, file)
+    after = [_agree(p) for p in (part, over, file, mounted.mountpoint, Path("/"), Path("/proc"))]
+    through_a_link = mount.root(link / "d"), mount.root(link)
+    mount.unmount(over)
+    still = _agree(over)
+
+    assert before == [False] * 6
+    assert after == [True] * 6
+    assert through_a_link == (None, None)
+    assert still
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("transport", ["kernel", "pyfuse3"])
+def test_a_look_asks_no_server(volume_server: StartServer, transport: str) -> None:
+    """What is mounted is told although its server stands still or is gone, and nothing is cached."""
+    server = volume_server(transport=transport, cache="none", deadline=30.0)
+    told = mount.root(server.mountpoint)
+    code = "import sys; from fusevol.transport import mount; print(mount.root(sys.argv[1]))"
+    command = [sys.executable, "-c", code, str(server.mountpoint)]
+
+    def asked() -> str:
+        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=20).stdout.strip()
+
+    server.signal(signal.SIGSTOP)
+    try:
+        stopped = asked()
+    finally:
+        server.signal(signal.SIGCONT)
+    server.kill()
+
+    assert told is not None
+    assert stopped == asked() == repr(told)
 
 
 @pytest.mark.root

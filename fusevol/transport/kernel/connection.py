@@ -72,7 +72,7 @@ class Connection:
                 devices=wishes.devices,
             )
             try:
-                found = mount.find(mountpoint)
+                found = mount.root(mountpoint)
                 return cls._greet(fd, found.minor if found is not None else -1, wishes)
             except BaseException:
                 with contextlib.suppress(OSError):
@@ -85,7 +85,7 @@ class Connection:
     @classmethod
     def resume(cls, fd: int, mountpoint: str, agreed: Agreement, max_write: int) -> Self:
         """The connection of a server that has ended, by its descriptor *fd* and what it had agreed on."""
-        found = mount.find(mountpoint)
+        found = mount.root(mountpoint)
         return cls(fd, found.minor if found is not None else -1, agreed, max_write)
 
     @classmethod

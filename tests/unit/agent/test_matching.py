@@ -67,6 +67,7 @@ def view(*objects: Obj, **fields: Any) -> View:
     """A view of *objects*."""
     return View(
         volumes={o["metadata"]["name"]: o for o in objects if o["kind"] == "PersistentVolume"},
+        candidates=[o for o in objects if o["kind"] == "PersistentVolume"],
         classes={o["metadata"]["name"]: o for o in objects if o["kind"] == "StorageClass"},
         **fields,
     )
