@@ -46,7 +46,21 @@ def build() -> argparse.ArgumentParser:
     )
     _common(parser, None)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=_Parser)
-    for add in (_agent, _apply, _get, _describe, _delete, _mount, _umount, _pool, _run, _events, _flexvolume, _version):
+    for add in (
+        _agent,
+        _apply,
+        _get,
+        _describe,
+        _delete,
+        _mount,
+        _umount,
+        _pool,
+        _run,
+        _events,
+        _doctor,
+        _flexvolume,
+        _version,
+    ):
         add(commands)
     return parser
 
@@ -276,6 +290,27 @@ def _events(commands: _Commands) -> None:
     parser.add_argument("-A", "--all-namespaces", action="store_true", help="objects of every namespace (default)")
     parser.add_argument("--for", dest="regarding", metavar="KIND/NAME", help="only events of this object")
     parser.add_argument("-o", "--output", choices=["table", "yaml", "json"], default="table", help="how to print them")
+
+
+def _doctor(commands: _Commands) -> None:
+    parser = _add(
+        commands,
+        "doctor",
+        "doctor",
+        "try what this machine can do, and say what to do about what it cannot (no agent is needed)",
+        "  fusevol doctor\n  fusevol doctor --pool fast=/mnt/nvme/fusevol\n  fusevol doctor -o json",
+    )
+    parser.add_argument("--config", type=Path, metavar="FILE", help="configuration (default: /etc/fusevol/agent.yaml)")
+    parser.add_argument("--state-dir", metavar="DIR", help="where the default pool is (default: /var/lib/fusevol)")
+    parser.add_argument(
+        "--pool",
+        dest="pools",
+        action="append",
+        default=[],
+        metavar="NAME=DIR",
+        help="a pool to look at; may be repeated (default: those of the configuration)",
+    )
+    parser.add_argument("-o", "--output", choices=["table", "json"], default="table", help="how to print it")
 
 
 def _flexvolume(commands: _Commands) -> None:

@@ -17,7 +17,7 @@ from typing import Final
 
 log = logging.getLogger(__name__)
 
-_KEPT: Final = {
+KEPT: Final = {
     "CHOWN": 0,
     "DAC_OVERRIDE": 1,
     "DAC_READ_SEARCH": 2,  # open_by_handle_at
@@ -69,10 +69,10 @@ def _drop_capabilities() -> None:
     if libc.capget(ctypes.byref(header), ctypes.byref(data)) != 0:
         return
     last = int(Path("/proc/sys/kernel/cap_last_cap").read_text())
-    for number in set(range(last + 1)) - set(_KEPT.values()):
+    for number in set(range(last + 1)) - set(KEPT.values()):
         libc.prctl(_PR_CAPBSET_DROP, number, 0, 0, 0)
     for half in range(2):
-        kept = sum(1 << (n - 32 * half) for n in _KEPT.values() if n // 32 == half)
+        kept = sum(1 << (n - 32 * half) for n in KEPT.values() if n // 32 == half)
         data[half].permitted &= kept
         data[half].effective &= kept
         data[half].inheritable = 0

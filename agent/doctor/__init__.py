@@ -1,0 +1,1 @@
+"""What this machine has of what fusevol can use, found by trying it: ``fusevol doctor``. No agent is asked."""
