@@ -119,12 +119,10 @@ class HangWatch:
         """For each server how many requests have no answer. Reads of /proc and /sys only, which do not hang."""
         keys = {(name, server.pid) for name, server in servers.items()}
         self._minors = {key: minor for key, minor in self._minors.items() if key in keys}
-        if keys - set(self._minors):
-            table = {m.mountpoint: m.minor for m in mount.mounts() if m.is_fuse}
-            for name, pid in keys - set(self._minors):
-                minor = table.get(str(self._mounter.point(name)))
-                if minor is not None:
-                    self._minors[name, pid] = minor
+        for name, pid in keys - set(self._minors):
+            found = mount.root(self._mounter.point(name))
+            if found is not None:
+                self._minors[name, pid] = found.minor
         return {
             name: mount.waiting(self._minors[name, server.pid]) if (name, server.pid) in self._minors else 0
             for name, server in servers.items()
