@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import resource
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Iterator
@@ -62,6 +63,8 @@ async def serve(config: Config, *, step: Step = no_step) -> None:
     Raises :class:`UnavailableError` when another agent uses the directories, and what opening pools and store raises.
     """
     _set_up_logging(config.log_level)
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]  # half a dozen descriptors are kept of each mount
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     for directory, mode in ((config.state_dir, 0o755), (config.run_dir, 0o755), (config.socket.parent, 0o755)):
         _make(directory, mode)
     state_dir = config.state_dir
@@ -105,7 +108,11 @@ async def _run(
     hazards = Hazards(patience=config.patience.give_up, recoveries=recoveries)
     keeper = KeeperLink(config.run_dir)
     nursery.start_soon(keeper.run)
-    supervisor = KeeperSupervisor(config.run_dir / "servers", keeper, nursery, died, step=step)
+
+    async def tell_of_server(name: str, reason: str, what: str) -> None:
+        await mounter.tell_of_server(name, reason, what)
+
+    supervisor = KeeperSupervisor(config.run_dir / "servers", keeper, nursery, died, tell=tell_of_server, step=step)
 
     async def tell(row: Attachment, reason: str, message: str, warning: bool) -> None:
         regarding = _owner(store, row)
@@ -156,7 +163,7 @@ async def _run(
     api = Api(store=store, events=events, pools=pools, mounter=mounter, by_hand=by_hand, supervisor=supervisor)
 
     hangs = HangWatch(supervisor=supervisor, mounter=mounter, hazards=hazards, tell=tell, patience=config.patience)
-
+    nursery.start_soon(supervisor.run)
     stop = trio.Event()
     nursery.start_soon(_stop_on_signal, stop, api, nursery)
     await _first_class(store, pools)

@@ -18,7 +18,8 @@ import trio
 
 from agent.hazard import Hazards
 from agent.patience import Patience
-from agent.supervisor import Server, Supervisor
+from agent.server import Server
+from agent.supervisor import Supervisor
 from agent.volumes.mounter import Mounter, Tell
 from fusevol.errors import FusevolError
 from fusevol.transport import mount
@@ -160,12 +161,14 @@ class HangWatch:
             await self._end(server)
 
     async def _end(self, server: Server) -> None:
-        """Kill a server; what it cannot die of is its connection."""
+        """Kill a server; what it cannot die of is its connection. Who follows it is judged anew."""
+        pid, gone = server.pid, server.gone
         server.kill(signal.SIGKILL)
         with trio.move_on_after(_DEATH):
-            await server.ended.wait()
+            await gone.wait()
+            self._states[server.mount_id] = State(waiting=True, told="server hangs")
             return
-        minor = self._minors.get((server.mount_id, server.pid))
+        minor = self._minors.get((server.mount_id, pid))
         if minor is None:
             return
         log.warning("The volume server of %s does not die: its connection is ended.", server.mount_id)

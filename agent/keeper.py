@@ -2,7 +2,7 @@
 
 The keeper is a process of its own session and outlives the agent; the next agent finds it on its socket. Losing it
 costs nothing that is mounted, so it is replaced without ceremony when it died, when it is of another version than this
-agent, and when it does not answer.
+agent, and when it does not answer. Its volume servers report to the new one.
 """
 
 from __future__ import annotations
@@ -12,17 +12,18 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import trio
 
 import fusevol
 from fusevol.errors import FusevolError, TimeoutExpiredError, UnavailableError
 from fusevol.keeper import client, wire
+from fusevol.server.held import Held
 
 START_TIMEOUT: Final = 20.0
 """Seconds that a new keeper may take until it listens."""
@@ -36,6 +37,11 @@ _CALM: Final = 10.0
 _PAUSES: Final = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 """Seconds before the next start, after so many short lives in a row."""
 
+_DEAF: Final = 1.0
+"""Seconds before a living keeper that hung up is listened to again."""
+
+Hear = Callable[[wire.Message], Awaitable[object]]
+
 log = logging.getLogger(__name__)
 
 
@@ -47,6 +53,26 @@ class KeeperInfo:
     version: str
     pidfd: int
     ended: trio.Event = field(default_factory=trio.Event)
+
+
+class Kept(NamedTuple):
+    """What the keeper knows of a mount at this moment."""
+
+    state: str
+    """``serving``, or ``starting`` or ``waiting`` for the next server (fusevol.keeper.mounts)."""
+    pid: int
+    pidfd: int
+    """-1 when no server lives."""
+    restarts: int
+    held: Held | None
+    """What the next server needs to go on; copies."""
+
+    def close(self) -> None:
+        """Let go of all of it."""
+        if self.pidfd >= 0:
+            os.close(self.pidfd)
+        if self.held is not None:
+            self.held.close()
 
 
 class KeeperLink:
@@ -111,6 +137,50 @@ class KeeperLink:
         with trio.move_on_after(END_TIMEOUT, shield=True):
             await living.ended.wait()
         return None
+
+    async def find(self, mount_id: str) -> Kept | None:
+        """What the keeper knows of a mount; None when it does not know it. The descriptors are the caller's.
+
+        Raises :class:`UnavailableError` when there is no keeper to ask.
+        """
+        while (answered := await self.call({"op": "find", "mount_id": mount_id})) is None:
+            pass  # it ended: the next one is asked
+        answer, descriptors = answered
+        if not answer.get("known"):
+            return None
+        pidfd = descriptors.pop(0) if answer["pid"] is not None else -1
+        held = Held.of(answer["minor"], descriptors) if "minor" in answer else None
+        return Kept(answer["state"], answer["pid"] or 0, pidfd, answer["restarts"], held)
+
+    async def listen(self, hear: Hear, lost: Callable[[], object]) -> None:
+        """Call *hear* with each note of what happens to servers (fusevol.keeper.notes), and *lost* whenever the keeper
+        that told them ends; for ever. Begins with what no agent has heard yet."""
+        while True:
+            living = self._living
+            if living is None:
+                await self._here.wait()
+                continue
+            try:
+                await self._listen(hear)
+            except OSError as e:
+                log.info("The keeper tells no more: %s", e.strerror)
+            with trio.move_on_after(_DEAF):
+                await living.ended.wait()
+            lost()
+
+    async def _listen(self, hear: Hear) -> None:
+        with trio.socket.socket(trio.socket.AF_UNIX, trio.socket.SOCK_SEQPACKET) as connection:
+            await connection.connect(os.fspath(wire.socket_path(self._directory)))
+            heard = 0
+            while True:
+                await connection.send(wire.encode({"op": "notes", "after": heard}))
+                data = await connection.recv(wire.LIMIT + 1)
+                notes = wire.decode(data).get("notes") if data else None
+                if not notes:
+                    return
+                for note in notes:
+                    await hear(note)
+                    heard = note["serial"]
 
     async def _found(self) -> KeeperInfo | None:
         """The keeper that an earlier agent started, unless it is of another version."""

@@ -1,9 +1,10 @@
-"""Starts volume servers, knows which ones live, and tells when one dies.
+"""Starts volume servers, knows which ones live, and tells when one dies for good.
 
 The rest of the agent sees :class:`Supervisor` only. :class:`KeeperSupervisor` has the keeper fork each server
 (:mod:`fusevol.keeper`). A server outlives the agent and the keeper: its control socket and its log are in the runtime
 directory, where the next agent finds and adopts it. A death is noticed through a pidfd, which also works for a
-process that is not our child.
+process that is not our child. The keeper then says whether another process goes on in its place, which users of the
+mount do not notice; only when none does is the mount dead, and has to be made again.
 
 When a keeper dies while it starts a server, the ready pipe is the truth: the server has the only write end that is
 left, so the pipe's end means that there is none and the next keeper may be asked; otherwise the first line names it.
@@ -17,7 +18,6 @@ import logging
 import os
 import signal
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,8 +25,10 @@ import trio
 
 from agent import strangers
 from agent.control import call
-from agent.keeper import KeeperInfo, KeeperLink, collect
+from agent.following import Following, Tell, no_tell, take
+from agent.keeper import KeeperInfo, KeeperLink
 from agent.ready import Progress, ReadyPipe
+from agent.server import Server
 from agent.steps import Step, no_step
 from fusevol.errors import ConflictError, TimeoutExpiredError, UnavailableError
 from fusevol.server.spec import MountSpec
@@ -42,32 +44,9 @@ END_TIMEOUT = 5.0
 ADOPT_TIMEOUT = 5.0
 """Seconds that a server of an earlier agent may take to answer."""
 
+_MUTE = "The volume server of %s (pid %d) did not answer; it has been ended."
+
 log = logging.getLogger(__name__)
-
-
-@dataclass(eq=False)
-class Server:
-    """A living volume server."""
-
-    mount_id: str
-    pid: int
-    pidfd: int
-    """Means this process and no later one of the same number; -1 when closed."""
-    stopping: bool = False
-    """Whether its end is wanted."""
-    ended: trio.Event = field(default_factory=trio.Event)
-
-    def kill(self, number: signal.Signals) -> None:
-        """Send it a signal, unless it has ended."""
-        if self.pidfd >= 0:
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self.pidfd, number)
-
-    def close(self) -> None:
-        """Let go of it."""
-        collect(self.pidfd)
-        os.close(self.pidfd)
-        self.pidfd = -1
 
 
 class Supervisor(Protocol):
@@ -104,29 +83,32 @@ class KeeperSupervisor:
         nursery: trio.Nursery,
         died: Callable[[str], None],
         *,
+        tell: Tell = no_tell,
         step: Step = no_step,
     ) -> None:
         """*directory* takes the specs, sockets and logs; *died* is called with the mount id of a server that ended
-        without having been asked to."""
+        without having been asked to, and that no other one has followed."""
         self._directory = directory
         self._keeper = keeper
-        self._nursery = nursery
-        self._died = died
         self._step = step
-        self._servers: dict[str, Server] = {}
+        self._following = Following(keeper, nursery, self.paths, died, tell)
 
     def __repr__(self) -> str:
-        return f"<KeeperSupervisor {self._directory} servers={len(self._servers)}>"
+        return f"<KeeperSupervisor {self._directory} servers={len(self._following.servers)}>"
 
     @property
     def servers(self) -> dict[str, Server]:
         """The living servers by mount id."""
-        return self._servers
+        return self._following.servers
 
     @property
     def keeper(self) -> KeeperInfo | None:
         """The living keeper."""
         return self._keeper.living
+
+    async def run(self) -> None:
+        """Hear what happens to the servers, for ever."""
+        await self._following.run()
 
     def paths(self, mount_id: str) -> tuple[Path, Path, Path]:
         """Spec, control socket and log of a mount."""
@@ -156,7 +138,9 @@ class KeeperSupervisor:
                         await _end(server)
                         await trio.to_thread.run_sync(_detach, spec.mountpoint)
                     raise
-                return self._watch(server)
+                self._following.follow(server)
+                await self._following.keep_spare(server)
+                return server
         raise UnavailableError(f"The keeper ended {ATTEMPTS} times while it started {spec.mount_id}: see keeper.log.")
 
     def _prepare(self, spec: MountSpec) -> None:
@@ -188,30 +172,10 @@ class KeeperSupervisor:
         except ProcessLookupError:
             return None
 
-    def _watch(self, server: Server) -> Server:
-        """Follow a living server."""
-        self._servers[server.mount_id] = server
-        self._nursery.start_soon(self._follow, server)
-        return server
-
-    async def _follow(self, server: Server) -> None:
-        try:
-            await trio.lowlevel.wait_readable(server.pidfd)
-        finally:
-            server.close()
-        self._ended(server)
-
-    def _ended(self, server: Server) -> None:
-        server.ended.set()
-        mount_id = server.mount_id
-        if self._servers.get(mount_id) is server:
-            del self._servers[mount_id]
-        if not server.stopping:
-            log.warning("The volume server of %s (pid %d) ended unexpectedly.", mount_id, server.pid)
-            self._died(mount_id)
+    # -- servers of an earlier agent ----------------------------------------------------------------------------------
 
     async def adopt(self) -> None:
-        """Take over every server that answers, end those that do not, and forget the files of the dead."""
+        """Take over every server that is held or answers, end those that do not, and forget the files of the dead."""
         running = await trio.to_thread.run_sync(strangers.running, self._directory)
         known = {file.stem for suffix in ("json", "sock") for file in self._directory.glob(f"*.{suffix}")}
         async with trio.open_nursery() as nursery:
@@ -219,21 +183,52 @@ class KeeperSupervisor:
                 nursery.start_soon(self._adopt, mount_id, running.get(mount_id))
 
     async def _adopt(self, mount_id: str, pid: int | None) -> None:
-        server = await self._living(mount_id)
-        with trio.move_on_after(ADOPT_TIMEOUT):
-            # one that the last agent had only just started needs a moment
-            while server is None and pid is not None and strangers.runs(pid):
-                await trio.sleep(0.1)
-                server = await self._living(mount_id)
+        server = await self._held(mount_id) or await self._living(mount_id, pid)
         if server is not None:
             log.info("Adopted the volume server of %s (pid %d).", mount_id, server.pid)
+            self._following.follow(server)
             return
         if pid is not None and await trio.to_thread.run_sync(strangers.end, pid):
-            log.warning("The volume server of %s (pid %d) did not answer; it has been ended.", mount_id, pid)
+            log.warning(_MUTE, mount_id, pid)
         for file in self.paths(mount_id)[:2]:
             file.unlink(missing_ok=True)
 
-    async def _living(self, mount_id: str) -> Server | None:
+    async def _held(self, mount_id: str) -> Server | None:
+        """The server of a mount that goes on when this one dies: so it may, if it does not answer."""
+        try:
+            kept = await self._keeper.find(mount_id)
+        except UnavailableError:
+            return None
+        if kept is None or kept.held is None:
+            if kept is not None:
+                kept.close()
+            return None
+        server = Server(mount_id, kept.pid, -1)
+        if take(kept, server) and await self._answers_soon(mount_id, server.lives) is None and server.lives():
+            log.warning(_MUTE, mount_id, server.pid)
+            server.kill(signal.SIGKILL)
+        return server
+
+    async def _living(self, mount_id: str, pid: int | None) -> Server | None:
+        """The server of a mount that ends with it."""
+        told = await self._answers_soon(mount_id, lambda: pid is not None and strangers.runs(pid))
+        try:
+            return Server(mount_id, told, os.pidfd_open(told)) if told is not None else None
+        except ProcessLookupError:  # it has just ended
+            return None
+
+    async def _answers_soon(self, mount_id: str, lives: Callable[[], bool]) -> int | None:
+        """As :meth:`_answers`; one that the last agent had only just started needs a moment."""
+        found: int | None = None
+        with trio.move_on_after(ADOPT_TIMEOUT):
+            found = await self._answers(mount_id)
+            while found is None and lives():
+                await trio.sleep(0.1)
+                found = await self._answers(mount_id)
+        return found
+
+    async def _answers(self, mount_id: str) -> int | None:
+        """The pid that the mount's server tells, if it answers and its mount is there."""
         control = self.paths(mount_id)[1]
         try:
             status = await call(control, {"op": "status"}, ADOPT_TIMEOUT)
@@ -244,14 +239,13 @@ class KeeperSupervisor:
                 return None
         except (UnavailableError, OSError):
             return None
-        try:
-            return self._watch(Server(mount_id, int(status["pid"]), os.pidfd_open(int(status["pid"]))))
-        except ProcessLookupError:  # it has just ended
-            return None
+        return int(status["pid"])
+
+    # -- requests -----------------------------------------------------------------------------------------------------
 
     async def stop(self, mount_id: str, *, lazy: bool = False) -> None:
         """Ask the server to unmount and wait for its end."""
-        server = self._servers.get(mount_id)
+        server = self._following.servers.get(mount_id)
         if server is None:
             return
         server.stopping = True
@@ -289,11 +283,23 @@ class KeeperSupervisor:
         self._step("server ended")
 
     async def ask(self, mount_id: str, request: Obj, seconds: float = 10.0) -> Obj:
-        """One request, bounded by *seconds*."""
-        server = self._servers.get(mount_id)
-        if server is None:
-            raise UnavailableError(f"No volume server runs for {mount_id}: mount the volume first.")
-        return await call(self.paths(mount_id)[1], request, seconds)
+        """One request, bounded by *seconds*. Asked again of the next server if this one dies."""
+        server = self._following.servers.get(mount_id)
+        end = trio.current_time() + seconds
+        while server is not None and not server.ended.is_set():
+            with trio.move_on_at(end):
+                await server.settled.wait()
+            pid = server.pid
+            try:
+                left = max(0.1, end - trio.current_time())
+                return await call(self.paths(mount_id)[1], request, left)
+            except UnavailableError:
+                if server.pid == pid and server.lives():
+                    raise
+                if trio.current_time() > end:
+                    raise
+                await trio.lowlevel.checkpoint()
+        raise UnavailableError(f"No volume server runs for {mount_id}: mount the volume first.")
 
 
 async def _end(server: Server) -> None:

@@ -117,7 +117,7 @@ class Api:
             found[name] = await self._status(name)
 
         async with trio.open_nursery() as nursery:
-            for name in self._supervisor.servers:
+            for name in list(self._supervisor.servers):
                 nursery.start_soon(ask, name)
         keeper = self._supervisor.keeper
         return JSONResponse(
@@ -135,12 +135,14 @@ class Api:
         return JSONResponse(await self._status(name))
 
     async def _status(self, name: str) -> Obj:
-        pid = self._supervisor.servers[name].pid
+        server = self._supervisor.servers[name]
         try:
             answer = await self._supervisor.ask(name, {"op": "status"}, seconds=5.0)
         except FusevolError as e:
             answer = {"error": e.message}
-        return {"mount_id": name, "pid": pid} | {k: v for k, v in answer.items() if k != "ok"}
+        return {"mount_id": name, "pid": server.pid, "restarts": server.restarts} | {
+            k: v for k, v in answer.items() if k != "ok"
+        }
 
     async def pools(self, _: Request) -> Response:
         """All pools; of one that does not answer its name, its path and the error."""

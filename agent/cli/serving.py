@@ -28,7 +28,8 @@ def ask(client: Client, mount_id: object) -> Obj | None:
 
 def lines(server: Obj) -> Iterator[Line]:
     """What a description says of a volume server."""
-    yield "Server", f"pid {server.get('pid')}, {server.get('mountpoint', '<unknown>')}"
+    times = f", replaced {server['restarts']} times" if server.get("restarts") else ""
+    yield "Server", f"pid {server.get('pid')}, {server.get('mountpoint', '<unknown>')}{times}"
     if "transport" not in server:
         yield "", str(server.get("error") or "it has not mounted yet")
         return

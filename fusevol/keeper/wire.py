@@ -3,15 +3,22 @@
 The socket is a SOCK_SEQPACKET: the kernel keeps the message boundaries, so neither side ever waits for the rest of a
 message, and a message comes whole or not at all.
 
-===========  ==================================================  ===========================================
-op           takes                                               answers
-===========  ==================================================  ===========================================
-``hello``    -                                                   protocol, version, pid; a pidfd of the keeper
-``start``    mount_id, spec, log (paths); the ready pipe's       pid; a pidfd of the server
-             write end
-``list``     after: the last mount_id of the page before         servers, ended, more
-``shutdown`` -                                                   nothing; the servers live on
-===========  ==================================================  ===========================================
+============  ================================================  =============================================
+op            takes                                             answers
+============  ================================================  =============================================
+``hello``     -                                                 protocol, version, pid; a pidfd of the keeper
+``start``     mount_id, spec, log (paths); the ready pipe's     pid; a pidfd of the server
+              write end
+``adopt``     mount_id, spec, log, minor; what holds the        a pidfd of the keeper
+              mount (``fusevol.server.held``); of a server
+              that lives also pid and, last, its pidfd
+``find``      mount_id                                          known; state, pid, restarts, and if the mount
+                                                                is held minor; a pidfd of the server if it
+                                                                lives, and what holds the mount
+``list``      after: the last mount_id of the page before       servers, ended, more
+``notes``     after: the last serial that was heard             notes; there is an answer when there is one
+``shutdown``  -                                                 nothing; the servers live on
+============  ================================================  =============================================
 
 A refused request is answered with ``ok`` false and ``error``, one sentence.
 """
@@ -22,11 +29,11 @@ import json
 from pathlib import Path
 from typing import Any, Final
 
-PROTOCOL: Final = 1
+PROTOCOL: Final = 2
 """Changes when an older agent or keeper would misunderstand a newer one."""
 LIMIT: Final = 1 << 16
 """Longest message in bytes; far below what a socket's buffer takes in one piece."""
-DESCRIPTORS: Final = 4
+DESCRIPTORS: Final = 8
 """Most descriptors that go with one message."""
 
 Message = dict[str, Any]

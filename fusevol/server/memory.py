@@ -11,6 +11,7 @@ messages that nobody reads (SCM_RIGHTS of unix(7)). Whoever holds the pair holds
 from __future__ import annotations
 
 import errno
+import fcntl
 import logging
 import mmap
 import os
@@ -129,16 +130,23 @@ class SessionMemory:
         lot = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         for end in lot:
             end.setblocking(False)
+        fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         memory = cls(fd, lot)
         memory._write_header(0, 0, 0)
         return memory
 
     @classmethod
     def adopt(cls, fd: int, lot: tuple[int, int]) -> Self:
-        """The memory of an earlier server. Raises :class:`UnavailableError` if its layout is another one."""
+        """The memory of an earlier server. Raises :class:`UnavailableError` if its layout is another one, or if that
+        server lives."""
         header = os.pread(fd, _HEADER.size, 0)
         if len(header) < _HEADER.size or header[:8] != _MAGIC or _HEADER.unpack(header)[1] != VERSION:
             raise UnavailableError("The session memory has another layout: the volume must be mounted anew.")
+        try:
+            # of the process, not of the descriptor, of which others hold copies; it ends when all threads have
+            fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as e:
+            raise UnavailableError("Another volume server serves the mount: there is nothing to take over.") from e
         return cls(fd, (socket.socket(fileno=lot[0]), socket.socket(fileno=lot[1])))
 
     # -- what was agreed on with the kernel ---------------------------------------------------------------------------

@@ -35,7 +35,7 @@ from fusevol.quota.ledger import Ledger
 from fusevol.quota.scan import ScanProgress
 from fusevol.server import logfile, privileges
 from fusevol.server.control import Answer, ControlSocket, RequestError
-from fusevol.server.held import Held
+from fusevol.server.held import Held, Holder
 from fusevol.server.memory import SessionMemory
 from fusevol.server.spec import MountSpec
 from fusevol.server.transports import Session, mounted
@@ -58,7 +58,7 @@ class Server:
         ready: int | None,
         *,
         file: Path | None = None,
-        holder: socket.socket | None = None,
+        holder: Holder | None = None,
         held: Held | None = None,
     ) -> None:
         """*holder* is given what another server needs to go on when this one is killed, *held* is what one has left.
@@ -76,6 +76,7 @@ class Server:
         self._minor = -1
         self._session: Session | None = None
         self._hangs = Hangs(spec.stuck_after_s, spec.abort_after_s, lambda: mount.abort(self._minor))
+        self._memory: SessionMemory | None = None
         self._operations = {
             "status": self._status,
             "usage": lambda _request: {"usage": self._usage()},
@@ -87,7 +88,7 @@ class Server:
     def run(self) -> int:
         """Mount, serve, and end. Raises :class:`FusevolError` if it does not come to a mount."""
         self._check()
-        memory = self._session_memory()
+        memory = self._memory = self._session_memory()
         control = ControlSocket(Path(self.spec.control), self._operations)
         try:
             descriptors = privileges.settle(self.spec.descriptors)
@@ -162,15 +163,18 @@ class Server:
     def _mount(self, memory: SessionMemory | None) -> Session:
         spec = self.spec
         session = mounted(spec, self._fs, memory, self._held, self._hangs)
-        left = session.left()
-        if self._holder is not None and memory is not None and left is not None and self._held is None:
-            Held(left[0], memory.fd, left[1], memory.lot[0].fileno(), memory.lot[1].fileno()).send(self._holder)
-        found = mount.root(spec.mountpoint)
-        self._minor = found.minor if found else -1
+        if self._held is not None:
+            self._minor = self._held.minor
+        elif (found := mount.root(spec.mountpoint)) is not None:
+            self._minor = found.minor
         return session
 
     def _on_init(self) -> None:
         """The mount is usable from here on."""
+        left = self._session.left() if self._session is not None else None
+        if self._holder is not None and self._memory is not None and left is not None:
+            lot_in, lot_out = self._memory.lot
+            self._holder(Held(self._minor, left[0], self._memory.fd, lot_in.fileno(), lot_out.fileno(), left[1]))
         self.say("READY")
         if self._ready is not None:
             os.close(self._ready)
@@ -296,7 +300,7 @@ class Arguments(NamedTuple):
     ready: int | None
     """Descriptor that is told READY, SCAN and ERROR."""
     holder: int | None
-    """Socket that is given a :class:`Held`."""
+    """Socket that is given a :class:`Held` by each server."""
     held: Held | None
 
     @classmethod
@@ -313,7 +317,7 @@ class Arguments(NamedTuple):
             Path(spec),
             int(ready) if ready else None,
             int(holder) if holder else None,
-            Held(*map(int, held)) if len(held) == len(Held._fields) else None,
+            Held.of(int(held[0]), [int(n) for n in held[1:]]) if held[1:] else None,
         )
 
 
@@ -324,11 +328,14 @@ def main(argv: Sequence[str]) -> int:
     except UsageError as e:
         print(e.message, file=sys.stderr)  # noqa: T201  # for whoever starts it by hand
         return e.exit_code
-    holder = socket.socket(fileno=arguments.holder) if arguments.holder is not None else None
+    holder = None
+    if arguments.holder is not None:
+        to = socket.socket(fileno=arguments.holder)
+        holder = lambda held: held.send(to)  # noqa: E731
     return serve(arguments.spec, arguments.ready, holder=holder, held=arguments.held)
 
 
-def serve(file: Path, ready: int | None, *, holder: socket.socket | None = None, held: Held | None = None) -> int:
+def serve(file: Path, ready: int | None, *, holder: Holder | None = None, held: Held | None = None) -> int:
     """Be the volume server of the spec in *file*, in a process that has no other thread; returns the exit status.
 
     *ready* is a descriptor that takes SCAN lines, and then READY or ERROR with a sentence; it is closed after READY.

@@ -34,7 +34,8 @@ class Session(Protocol):
         """How requests and data travel now."""
 
     def left(self) -> tuple[int, int] | None:
-        """The descriptors of /dev/fuse and of the rings' buffers by which another process can go on; if it can."""
+        """The descriptors of /dev/fuse and of the rings' buffers (-1: none) by which another process can go on; if it
+        can."""
 
     def describe(self) -> dict[str, object]:
         """What goes on, for a status: plain values."""
@@ -91,7 +92,7 @@ def _kernel(
         abort_after=spec.abort_after_s,
     )
     if memory is not None and held is not None:
-        return kernel.Session.resume(fs, options, memory, held.device, held.rings, hangs)
+        return kernel.Session.resume(fs, options, memory, held.device, held.rings, held.minor, hangs)
     return kernel.Session.mount(fs, options, memory, hangs)
 
 

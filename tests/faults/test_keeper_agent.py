@@ -165,16 +165,40 @@ def test_agent_killed_with_its_keeper(agent: Agent) -> None:
     assert not any(alive(pid) for pid in servers)
 
 
+@pytest.mark.expect_log(r"The keeper")
+def test_server_killed_with_its_keeper_is_followed(agent: Agent) -> None:
+    """Server and keeper killed together: the next keeper goes on with what the agent has kept; an open file notices
+    nothing, and nothing is mounted again."""
+    target = _mount(agent, "a")
+    before = mount.find(target)
+    server, keeper = agent.servers()[0], agent.keeper()
+    assert keeper is not None
+    with (target / "held").open("wb", buffering=0) as held:
+        held.write(b"before")
+        os.kill(keeper, signal.SIGKILL)
+        os.kill(server, signal.SIGKILL)
+        eventually(lambda: not alive(keeper) and not alive(server), what="both are dead")
+        held.write(b" after")
+    listed = eventually(lambda: _servers(agent)["items"], what="the agent knows the next one")
+
+    assert (target / "held").read_bytes() == b"before after"
+    assert mount.find(target) == before
+    assert [s["pid"] for s in listed] == agent.servers() != [server]
+    assert "VolumeServerReplaced" in agent.ok("describe", "pvc", "a")
+
+
 @pytest.mark.expect_log(r"The keeper", r"The volume server .* ended unexpectedly", r"VolumeRemounted")
-def test_killed_server_is_started_by_the_next_keeper(agent: Agent) -> None:
-    """Server and keeper killed together: the volume is mounted again, with its data."""
+def test_all_killed_at_once_is_mounted_again(agent: Agent) -> None:
+    """Server, keeper and agent killed together: the next agent mounts the volume again, with its data."""
     target = _mount(agent, "a")
     (target / "f").write_text("kept")
     server, keeper = agent.servers()[0], agent.keeper()
     assert keeper is not None
+    agent.kill()
     os.kill(keeper, signal.SIGKILL)
     os.kill(server, signal.SIGKILL)
     eventually(lambda: not alive(keeper) and not alive(server), what="both are dead")
+    agent.start()
     eventually(lambda: (target / "f").read_text() == "kept", 20, what="the volume is back")
 
     assert server not in agent.servers()

@@ -20,7 +20,7 @@ from fusevol.transport import mount
 from tests.support.devices import tear_down
 from tests.support.logs import LogCheck
 from tests.support.polling import eventually
-from tests.support.processes import alive
+from tests.support.processes import alive, logging_into
 
 _ROOT = Path(__file__).parents[2]
 
@@ -153,15 +153,7 @@ class Agent:
 
     def processes(self) -> list[int]:
         """Process ids of all volume servers of this agent's run directory, whether they answer or not."""
-        found = []
-        for entry in Path("/proc").iterdir():
-            try:
-                errors = os.readlink(entry / "fd" / "2") if entry.name.isdigit() else ""
-            except OSError:  # ended, or not to be looked at
-                continue
-            if errors.startswith(f"{self.run_dir}/servers/"):
-                found.append(int(entry.name))
-        return sorted(found)
+        return logging_into(self.run_dir / "servers")
 
     def close(self) -> None:
         """End agent, keeper, mounts and volume servers, whatever state they are in."""

@@ -11,7 +11,8 @@ import signal
 import sys
 from pathlib import Path
 
-from fusevol.keeper import process, wire
+from fusevol.keeper import process
+from fusevol.keeper.door import Answer, Request
 
 
 class DyingKeeper(process.Keeper):
@@ -22,9 +23,9 @@ class DyingKeeper(process.Keeper):
         self._directory = directory
         self._operations["start"] = self._start_and_die
 
-    def _start_and_die(self, request: wire.Message, descriptors: list[int]) -> tuple[wire.Message, list[int]]:
+    def _start_and_die(self, request: Request) -> Answer:
         if not (self._directory / "die.before").exists():
-            answer = self._start(request, descriptors)
+            answer = self._start(request)
             if not (self._directory / "die.after").exists():
                 return answer
         os.kill(os.getpid(), signal.SIGKILL)

@@ -19,7 +19,7 @@ from fusevol.transport import mount
 from tests.support.devices import tear_down
 from tests.support.logs import LogCheck
 from tests.support.polling import eventually
-from tests.support.processes import alive
+from tests.support.processes import alive, logging_into
 
 _ROOT = Path(__file__).parents[2]
 
@@ -44,7 +44,7 @@ class Kept:
         return Path(self.spec.source)
 
     def kill(self) -> None:
-        """SIGKILL, and certainty that it is gone; the mount stays behind, dead."""
+        """SIGKILL of the first server, and certainty that it is gone."""
         assert alive(self.pid), "it was not running"
         os.kill(self.pid, signal.SIGKILL)
         eventually(lambda: not alive(self.pid), what=f"server {self.pid} has ended")
@@ -128,6 +128,7 @@ class KeeperProcess:
             "log": str(self.directory / f"{name}.log"),
             "quota": "ledger",
             "ledger": str(self.directory / f"{name}.ledger"),
+            "io_uring": False,
         }
         spec = MountSpec(**(base | fields))
         file = self.directory / f"{name}.json"
@@ -154,6 +155,19 @@ class KeeperProcess:
         self.kept[-1].said = said
         return self.kept[-1]
 
+    def servers(self) -> list[int]:
+        """Process ids of all living volume servers of this directory, whichever keeper started them."""
+        return [pid for pid in logging_into(self.directory) if alive(pid)]
+
+    def server_of(self, name: str) -> int:
+        """Process id of the server that serves a mount now; waits for the next one if it has just died."""
+
+        def serving() -> int:
+            found = self.call("find", mount_id=name)
+            return int(found["pid"]) if found.get("state") == "serving" else 0
+
+        return eventually(serving, what=f"a server of {name}")
+
     def wait(self, timeout: float = 20.0) -> int:
         """Exit status of the keeper that was started last."""
         return self._processes[-1].wait(timeout)
@@ -177,12 +191,10 @@ class KeeperProcess:
         for found in mount.below(self.directory):
             with contextlib.suppress(OSError):
                 mount.unmount(found.mountpoint)
-        for kept in self.kept:
-            with contextlib.suppress(AssertionError):
-                eventually(lambda pid=kept.pid: not alive(pid), 5.0)
+        with contextlib.suppress(AssertionError):
+            eventually(lambda: not self.servers(), 5.0)
+        for pid in self.servers():
             with contextlib.suppress(ProcessLookupError):
-                if alive(kept.pid):
-                    os.kill(kept.pid, signal.SIGKILL)
+                os.kill(pid, signal.SIGKILL)
         tear_down(self.directory)
-        for kept in self.kept:
-            eventually(lambda pid=kept.pid: not alive(pid), what=f"volume server {kept.pid} has ended")
+        eventually(lambda: not self.servers(), what="all volume servers have ended")

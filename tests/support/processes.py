@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from fusevol.keeper.child import NAME
+
 
 def alive(pid: int) -> bool:
     """Whether the process runs (a zombie, which only its parent can end, does not)."""
@@ -30,3 +32,16 @@ def descriptors(pid: int) -> dict[int, str]:
         except FileNotFoundError:  # closed meanwhile
             continue
     return found
+
+
+def logging_into(directory: Path) -> list[int]:
+    """Process ids of the volume servers that log into *directory*, whether they answer or not."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            errors = os.readlink(entry / "fd" / "2") if entry.name.isdigit() else ""
+            if Path(errors).parent == directory and (entry / "comm").read_text().strip() == NAME:
+                found.append(int(entry.name))
+        except OSError:  # ended, or not to be looked at
+            continue
+    return sorted(found)

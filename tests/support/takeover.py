@@ -30,7 +30,7 @@ class Holder:
         """Start a server by the command *prefix*; READY, or the reason why it does not serve."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         reader, writer = os.pipe()
-        passed = [writer, theirs.fileno(), *(self.held or ())]
+        passed = [writer, theirs.fileno(), *(self.held.descriptors if self.held is not None else ())]
         command = [
             *prefix,
             sys.executable,
@@ -42,7 +42,8 @@ class Holder:
             str(writer),
         ]
         command += ["--holder-fd", str(theirs.fileno())]
-        command += ["--held", ",".join(map(str, self.held))] if self.held is not None else []
+        if self.held is not None:
+            command += ["--held", ",".join(map(str, (self.held.minor, *self.held.descriptors)))]
         with ours, theirs:
             self.server = subprocess.Popen(
                 command, pass_fds=passed, cwd=Path(__file__).parents[2], start_new_session=True
@@ -63,9 +64,9 @@ class Holder:
 
     def close(self) -> None:
         """Give up the connection, and wait for the server to end of the unmount, which is the caller's."""
-        for fd in self.held or ():
-            os.close(fd)
-        self.held = None
+        if self.held is not None:
+            self.held.close()
+            self.held = None
         if self.server is not None:
             try:
                 self.server.wait(15)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import select
 from typing import Final, NamedTuple, Self
 
 from fusevol.errors import UnavailableError
@@ -83,12 +84,6 @@ class Connection:
             raise
 
     @classmethod
-    def resume(cls, fd: int, mountpoint: str, agreed: Agreement, max_write: int) -> Self:
-        """The connection of a server that has ended, by its descriptor *fd* and what it had agreed on."""
-        found = mount.root(mountpoint)
-        return cls(fd, found.minor if found is not None else -1, agreed, max_write)
-
-    @classmethod
     def _greet(cls, fd: int, minor: int, wishes: Wishes) -> Self:
         request = os.read(fd, _INIT_SIZE)
         _len, op, unique, *_rest = p.IN_HEADER.unpack_from(request)
@@ -140,6 +135,13 @@ class Connection:
     def notify(self, what: Notify, payload: bytes = b"") -> None:
         """Tell the kernel something. Raises ``OSError`` (ENOENT: it does not know that inode)."""
         os.write(self.fd, p.OUT_HEADER.pack(p.OUT_HEADER.size + len(payload), what, 0) + payload)
+
+    def abort(self) -> None:
+        """End the connection, whoever holds its descriptor: requests in it and all later ones fail."""
+        poll = select.poll()
+        poll.register(self.fd, 0)
+        if not poll.poll(0):  # POLLERR: it has ended, and its number may be another one's by now
+            mount.abort(self.minor)
 
     def close(self) -> None:
         """Give the descriptor back; the connection ends when it was the last one."""

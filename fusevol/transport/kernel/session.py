@@ -268,7 +268,7 @@ class Session:
             try:
                 if memory is not None:
                     memory.set_agreement(*connection.agreed, connection.max_write)
-                rings = os.memfd_create("fusevol-rings", os.MFD_CLOEXEC)
+                rings = _ring_memory()
                 return cls(fs, connection, options, memory, rings, hangs, lever)
             except BaseException:
                 with contextlib.suppress(OSError):
@@ -277,23 +277,28 @@ class Session:
                 raise
 
     @classmethod
-    def resume(cls, fs: FileSystem, options: Options, memory: Memory, device: int, rings: int, hangs: Hangs) -> Self:
-        """Go on where another server has ended. *device* is the connection's descriptor.
+    def resume(
+        cls, fs: FileSystem, options: Options, memory: Memory, device: int, rings: int, number: int, hangs: Hangs
+    ) -> Self:
+        """Go on where another server has ended, by what :meth:`left` was there; *number* is the connection's.
 
         Raises :class:`UnavailableError` if that server had not yet agreed on anything with the kernel.
         """
         minor, flags, max_write = memory.agreement()
         if not max_write:
             raise UnavailableError(f"The mount at {options.mountpoint} was never ready: mount the volume anew.")
-        connection = Connection.resume(device, options.mountpoint, Agreement(minor, flags), max_write)
-        return cls(fs, connection, options, memory, rings, hangs, None)
+        connection = Connection(device, number, Agreement(minor, flags), max_write)
+        return cls(fs, connection, options, memory, rings if rings >= 0 else _ring_memory(), hangs, None)
 
     def __repr__(self) -> str:
         return f"<Session {self._connection} {self._reader} {self._rings}>"
 
     def left(self) -> tuple[int, int] | None:
-        """The descriptors of /dev/fuse and of the rings' buffers by which another process can go on; if it can."""
-        return None if "takeover" in self._why_not else (self._connection.fd, self._ring_memory)
+        """The descriptors of /dev/fuse and of the rings' buffers (-1: none) by which another process can go on; if it
+        can."""
+        if "takeover" in self._why_not:
+            return None
+        return self._connection.fd, self._ring_memory if self._rings is not None else -1
 
     def in_use(self) -> InUse:
         """How requests and data travel now."""
@@ -338,6 +343,11 @@ class Session:
 
     def stop(self) -> None:
         """End the session from any thread: no further request is read. A mount that is still there is dead then."""
+        # whoever holds the descriptor beside us would keep it alive, and nothing else wakes a thread in its ring
+        self._connection.abort()
         self._reader.close()
-        if self._rings is not None:
-            mount.abort(self._connection.minor)  # nothing else wakes a thread that waits in its ring
+
+
+def _ring_memory() -> int:
+    """Room for the rings' buffers; it takes none until it is used."""
+    return os.memfd_create("fusevol-rings", os.MFD_CLOEXEC)

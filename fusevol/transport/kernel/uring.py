@@ -228,6 +228,10 @@ class Rings:
             if not self.close(seconds) or found or self._complete():
                 raise UnavailableError(f"requests come over io_uring, which the system refuses: {e.strerror}") from e
             raise
+        for queue in range(self._queues if found else 0):
+            # what was asked for while no server lived waits for an entry that has just answered (see _relieve)
+            with contextlib.suppress(OSError):
+                self._askers.ask(queue)
         threading.Thread(target=self._watch, name="ring-watchdog", daemon=True).start()
 
     def _register(self, found: int, seconds: float) -> None:

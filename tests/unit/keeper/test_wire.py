@@ -1,4 +1,4 @@
-"""What the keeper's socket carries, and the list of its servers."""
+"""What the keeper's socket carries, the list of its mounts, and the notes of what happened to them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fusevol.keeper import wire
-from fusevol.keeper.children import PAGE, REMEMBERED, Children
+from fusevol.keeper.mounts import PAGE, REMEMBERED, Mount, Mounts, Server
+from fusevol.keeper.notes import PAGE as NOTES_PAGE
+from fusevol.keeper.notes import Notes
 
 NAMES = st.sets(st.text(min_size=1, max_size=20), max_size=400)
 
@@ -38,14 +40,14 @@ def test_messages_are_bounded() -> None:
 
 @given(NAMES)
 def test_pages_make_the_whole_list(names: set[str]) -> None:
-    """Pages that follow each other have every server once, in order."""
-    children = Children()
-    for number, name in enumerate(names):
-        children.add(name, number, -1)
+    """Pages that follow each other have every mount once, in order."""
+    mounts = Mounts()
+    for name in names:
+        mounts.add(_mount(name))
     found: list[str] = []
     more = True
     while more:
-        page = children.page(found[-1] if found else "")
+        page = mounts.page(found[-1] if found else "")
         found += [s["mount_id"] for s in page["servers"]]
         more = page["more"]
 
@@ -54,24 +56,41 @@ def test_pages_make_the_whole_list(names: set[str]) -> None:
 
 def test_the_longest_page_fits() -> None:
     """A full page of the longest names, with as many ends, is within a message."""
-    children = Children()
+    mounts = Mounts()
     for number in range(PAGE + REMEMBERED + 10):
-        children.add(f"{number:010}" + "n" * 245, 4_000_000 + number, -1)
-    for number in range(REMEMBERED + 10):
-        child = children.find(f"{number:010}" + "n" * 245)
-        assert child is not None
-        children.remove(child, -9)
+        mount = _mount(f"{number:010}" + "n" * 245)
+        mounts.add(mount)
+        assert mount.server is not None
+        mounts.note_end(mount, mount.server, -9)
 
-    assert len(wire.encode({"ok": True, **children.page("")})) <= wire.LIMIT
+    assert len(wire.encode({"ok": True, **mounts.page("")})) <= wire.LIMIT
 
 
-def test_restarts_count_ends_that_were_not_orderly() -> None:
-    """A server's restarts are the remembered ends of its mount with a status other than 0."""
-    children = Children()
-    for status in (0, -9, 1):
-        children.remove(children.add("a", 1, -1), status)
-    children.add("a", 2, -1)
-    children.add("b", 3, -1)
+def _mount(name: str) -> Mount:
+    return Mount(name, "/spec", "/log", Server(4_000_000, -1, ours=True))
 
-    assert [s["restarts"] for s in children.page("")["servers"]] == [2, 0]
-    assert [end["status"] for end in children.page("")["ended"]] == [0, -9, 1]
+
+def test_notes_are_told_until_they_are_heard() -> None:
+    """What a listener has not confirmed is told again, in order, and in as many messages as it takes."""
+    notes = Notes()
+    for number in range(2 * NOTES_PAGE + 1):
+        notes.add("ended", f"m{number}")
+    again = [notes.after(0), notes.after(0)]
+    heard = [n["mount_id"] for n in again[0]]
+    after = again[0][-1]["serial"]
+    while found := notes.after(after):
+        heard += [n["mount_id"] for n in found]
+        after = found[-1]["serial"]
+
+    assert again[0] == again[1]
+    assert heard == [f"m{number}" for number in range(2 * NOTES_PAGE + 1)]
+    assert notes.after(0) == []
+
+
+def test_the_longest_notes_fit() -> None:
+    """A full answer of the longest names and words is within a message, however they are spelled."""
+    notes = Notes()
+    for _ in range(NOTES_PAGE + 1):
+        notes.add("failed", "\udcff" * 255, old=4_000_000, status=-9, times=8, words="\udcff" * 5000)
+
+    assert len(wire.encode({"ok": True, "notes": notes.after(0)})) <= wire.LIMIT
