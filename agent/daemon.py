@@ -177,7 +177,10 @@ async def _run(
     await nursery.start(controllers.run)
     nursery.start_soon(pools.empty_trash)
     nursery.start_soon(hangs.run)
-    await nursery.start(_serve_api, api, descriptor, stop, nursery)
+    served = os.dup(descriptor)  # the server closes what it is given, and its other users are of no concern to it
+    await nursery.start(_serve_api, api, served, stop, nursery)
+    # the server lets its workers inherit it: a keeper must not, which would be taken for this agent when it has died
+    os.set_inheritable(served, False)
     api.ready = True
     log.info("Ready on %s.", config.socket)
     notify("READY=1")
@@ -191,8 +194,7 @@ async def _serve_api(
     task_status: trio.TaskStatus[object] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     settings = hypercorn.config.Config()
-    # the server closes what it is given, and its other users are of no concern to it
-    settings.bind = [f"fd://{os.dup(descriptor)}"]
+    settings.bind = [f"fd://{descriptor}"]
     settings.accesslog = None
     settings.errorlog = logging.getLogger("agent.http")
     settings.graceful_timeout = 2.0

@@ -47,7 +47,7 @@ def _servers(agent: Agent) -> dict[str, Any]:
 
 def _kill_keeper(agent: Agent) -> int:
     """SIGKILL the keeper, wait until the agent has another one; the old one's process id."""
-    before = agent.keeper()
+    before = eventually(agent.keeper, what="a keeper")
     assert before is not None
     assert alive(before)
     os.kill(before, signal.SIGKILL)
@@ -163,6 +163,16 @@ def test_agent_killed_with_its_keeper(agent: Agent) -> None:
     assert [s["pid"] for s in listed["items"]] == servers
     assert another != keeper
     assert not any(alive(pid) for pid in servers)
+
+
+@pytest.mark.expect_log(r"The keeper \(pid \d+\) ended")
+def test_killed_after_its_keeper(agent: Agent) -> None:
+    """An agent that was killed after it had replaced its keeper can be started again: nothing is taken for it."""
+    _kill_keeper(agent)
+    agent.kill()
+    agent.start()
+
+    assert agent.client.request("GET", "/readyz") == "ok"
 
 
 @pytest.mark.expect_log(r"The keeper")
