@@ -32,9 +32,9 @@ WAIT: Final = 20.0
 END_TIMEOUT: Final = 5.0
 _READY: Final = 3
 """The ready pipe's descriptor in a new keeper."""
-_CALM: Final = 10.0
+_CALM: Final = 2.0
 """A keeper that lived for so many seconds is replaced at once when it ends; one that did not, after a pause."""
-_PAUSES: Final = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+_PAUSES: Final = (0.0, 0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 """Seconds before the next start, after so many short lives in a row."""
 
 _DEAF: Final = 1.0
