@@ -1,0 +1,160 @@
+"""kill -9 of volume servers, keeper and agent, one or two at a time, in any order, while programs use the volumes."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from fusevol.transport import mount
+from tests.support import api, eventually
+from tests.support.agent import Agent
+from tests.support.logs import LogCheck
+from tests.support.processes import alive, descriptors
+from tests.support.torments import Torments
+
+pytestmark = [pytest.mark.root, pytest.mark.slow]
+
+KILLS = int(os.environ.get("FUSEVOL_KILLS", "15"))
+SEED = int(os.environ.get("FUSEVOL_SEED", "0")) or random.randrange(1, 1 << 32)
+VICTIMS = ("server", "server", "server", "keeper", "keeper", "agent", "server keeper", "server agent", "keeper agent")
+"""What is killed together; the agent less often, since its start takes longest."""
+KINDS = ("files", "names", "mapped", "steady")
+
+
+class Node:
+    """An agent with a volume that has a limit, and one that has none."""
+
+    def __init__(self, agent: Agent) -> None:
+        self.agent = agent
+        self.limited, self.free = agent.directory / "limited", agent.directory / "free"
+        api.bound_claim(agent, "data")
+        api.mount(agent, "data", self.limited)
+        api.call_out(agent, "emptyDir", self.free)
+
+    def keeper(self) -> int:
+        """The keeper's pid, when it holds both mounts."""
+
+        def holding() -> int:
+            pid = self.agent.keeper()
+            held = _held(pid) if pid is not None else 0
+            return pid if pid is not None and held == 2 else 0
+
+        return eventually(holding, 20, what="the keeper holds all mounts")
+
+    def prepared(self) -> None:
+        """Wait until all that may be killed is there, and both keeper and agent hold what the next server needs."""
+        self.keeper()
+        eventually(lambda: _held(self.agent.pid) == 2, 20, what="the agent holds all mounts")
+
+    def kill(self, victims: str, volume: Path) -> None:
+        """kill -9 of *victims*; a server is that of *volume*."""
+        found = {"keeper": self.keeper(), "server": self.server_of(volume)}
+        pids = [found[victim] for victim in victims.split() if victim in found]
+        assert all(alive(pid) for pid in pids)
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        if "agent" in victims:
+            self.agent.kill()
+        eventually(lambda: not any(alive(pid) for pid in pids), what=f"{victims} killed")
+
+    def server_of(self, volume: Path) -> int:
+        """The pid of the volume's server."""
+        mounts = self.agent.client.request("GET", "/v1/mounts")["items"]
+        name = next(m["mountId"] for m in mounts if m["target"] == str(volume))
+        return api.servers(self.agent)[name]
+
+
+class Kill(NamedTuple):
+    """Who was killed, and when (time.monotonic)."""
+
+    moment: float
+    victims: str
+    volume: Path
+    """Whose server, if one was."""
+
+
+def _held(pid: int) -> int:
+    """How many connections a process holds."""
+    return sum(what == "/dev/fuse" for what in descriptors(pid).values())
+
+
+@pytest.fixture
+def node(workdir: Path, logs: LogCheck) -> Iterator[Node]:
+    """See above; over /dev/fuse, since io_uring loses requests at a kill. What hangs for too long is aborted."""
+
+    def rescue() -> None:
+        for found in mount.below(workdir):
+            mount.abort(found.minor)
+
+    timer = threading.Timer(60 + 5 * KILLS, rescue)
+    timer.start()
+    agent = Agent(workdir, logs)
+    (workdir / "agent.yaml").write_text("ioUring: off\n")
+    try:
+        yield Node(agent.start())
+    finally:
+        timer.cancel()
+        agent.close()
+
+
+@pytest.mark.expect_log(r"The keeper \(pid \d+\) ended")
+def test_nobody_notices(node: Node, workdir: Path, record_property: pytest.RecordProperty) -> None:
+    """No system call fails, nothing is lost or done twice, and nothing is mounted again."""
+    random.seed(SEED)
+    print(f"seed {SEED}, {KILLS} kills")
+    agent = node.agent
+    before = mount.below(workdir)
+    torments = Torments(workdir / "counters")
+    kills: list[Kill] = []
+    try:
+        torments.start(node.limited, KINDS)
+        torments.start(node.free, KINDS)
+        for _ in range(KILLS):
+            torments.go_on(random.randrange(5, 60))
+            node.prepared()
+            victims, volume = random.choice(VICTIMS), random.choice([node.limited, node.free])
+            kills.append(Kill(time.monotonic(), victims, volume))
+            node.kill(victims, volume)
+            if "agent" in victims:
+                agent.start()
+        torments.go_on(5)
+        complaints = torments.stop()
+    finally:
+        torments.kill()
+    report = stalls(torments, kills)
+    for line in [*report, *(f"{t.place}: {t.result['steps']} steps" for t in torments.all)]:
+        print(line)
+        record_property("stalls", line)
+
+    assert complaints == []
+    assert len(kills) == KILLS
+    assert mount.below(workdir) == before
+    assert sorted(api.servers(agent).values()) == agent.processes()
+
+
+def stalls(torments: Torments, kills: list[Kill]) -> list[str]:
+    """How long the longest system call took in a volume whose server was killed, in the second after that or until the
+    next kill."""
+    lines = []
+    ends = [kill.moment for kill in kills[1:]] + [float("inf")]
+    for torment in torments.all:
+        for who in ("server", "server agent", "server keeper"):
+            felt = sorted(
+                1000 * torment.longest(kill.moment, min(kill.moment + 1, end))
+                for kill, end in zip(kills, ends, strict=True)
+                if (kill.victims, kill.volume) == (who, torment.place.parent)
+            )
+            if felt:
+                at = {p: felt[min(len(felt) - 1, len(felt) * p // 100)] for p in (50, 90, 99)}
+                figures = " ".join(f"p{p} {value:.1f}" for p, value in at.items())
+                name = f"{torment.place.parent.name}/{torment.kind}"
+                lines.append(f"{name}: {who} killed {len(felt)} times, ms: {figures} max {felt[-1]:.1f}")
+    return lines
