@@ -109,8 +109,8 @@ async def _run(
     keeper = KeeperLink(config.run_dir)
     nursery.start_soon(keeper.run)
 
-    async def tell_of_server(name: str, reason: str, what: str) -> None:
-        await mounter.tell_of_server(name, reason, what)
+    async def tell_of_server(name: str, reason: str, what: str, warning: bool) -> None:
+        await mounter.tell_of_server(name, reason, what, warning)
 
     supervisor = KeeperSupervisor(config.run_dir / "servers", keeper, nursery, died, tell=tell_of_server, step=step)
 

@@ -26,11 +26,12 @@ Obj = dict[str, Any]
 
 log = logging.getLogger(__name__)
 
-Tell = Callable[[str, str, str], Awaitable[object]]
-"""Called with a mount id, a reason, and what the mount's volume server did: the rest of a sentence."""
+Tell = Callable[[str, str, str, bool], Awaitable[object]]
+"""Called with a mount id, a reason, what the mount's volume server did (the rest of a sentence), and whether it is a
+warning."""
 
 
-async def no_tell(mount_id: str, reason: str, what: str) -> None:
+async def no_tell(mount_id: str, reason: str, what: str, warning: bool) -> None:
     """The :data:`Tell` where nobody wants to know."""
 
 
@@ -140,14 +141,17 @@ class Following:
             await self.keep_spare(self.servers[mount_id])
         elif what == "replaced":
             message = f"died ({_how(note)}) and was replaced, {note['ms']} ms."
-            await self._tell(mount_id, "VolumeServerReplaced", message)
+            await self._tell(mount_id, "VolumeServerReplaced", message, True)
+        elif what == "moved":
+            message = f"was replaced by one of version {note['version']}, {note['ms']} ms."
+            await self._tell(mount_id, "VolumeServerMoved", message, False)
         elif what == "failed":
             words = f" Its last words: {note['words']}" if note["words"] else ""
             message = (
                 f"died {note['times']} times in a row within moments ({_how(note)}): the mount was ended, and files "
                 f"that were open on it are lost.{words}"
             )
-            await self._tell(mount_id, "VolumeServerFailed", message)
+            await self._tell(mount_id, "VolumeServerFailed", message, True)
 
 
 def take(kept: Kept, server: Server) -> bool:

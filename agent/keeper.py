@@ -1,8 +1,9 @@
 """The agent's link to the keeper: finds it, starts it when there is none, and sees its end at once.
 
 The keeper is a process of its own session and outlives the agent; the next agent finds it on its socket. Losing it
-costs nothing that is mounted, so it is replaced without ceremony when it died, when it is of another version than this
-agent, and when it does not answer. Its volume servers report to the new one.
+costs nothing that is mounted, so it is replaced without ceremony when it died and when it does not answer. Its volume
+servers report to the new one. A keeper of another version, which an earlier agent has left, is upgraded: a new one of
+the installed code takes over (:mod:`fusevol.keeper.taking`). If that fails, the old one is as good.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import contextlib
 import logging
 import os
 import signal
-import sys
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,17 +21,14 @@ from typing import Final, NamedTuple
 import trio
 
 import fusevol
-from fusevol.errors import FusevolError, TimeoutExpiredError, UnavailableError
+from agent.launch import launch
+from fusevol.errors import ConflictError, FusevolError, TimeoutExpiredError, UnavailableError
 from fusevol.keeper import client, wire
 from fusevol.server.held import Held
 
-START_TIMEOUT: Final = 20.0
-"""Seconds that a new keeper may take until it listens."""
 WAIT: Final = 20.0
 """Seconds that a request waits for a keeper to be there."""
 END_TIMEOUT: Final = 5.0
-_READY: Final = 3
-"""The ready pipe's descriptor in a new keeper."""
 _CALM: Final = 2.0
 """A keeper that lived for so many seconds is replaced at once when it ends; one that did not, after a pause."""
 _PAUSES: Final = (0.0, 0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
@@ -53,6 +50,16 @@ class KeeperInfo:
     version: str
     pidfd: int
     ended: trio.Event = field(default_factory=trio.Event)
+
+
+class Upgrade(NamedTuple):
+    """What an upgrade has done."""
+
+    before: str
+    """The version that served the mounts before."""
+    after: str
+    moved: int
+    """How many mounts."""
 
 
 class Kept(NamedTuple):
@@ -84,6 +91,9 @@ class KeeperLink:
         self._here = trio.Event()
         """Set when a keeper is there, and once when one could not be started."""
         self._trouble = ""
+        self._upgrading = trio.Lock()
+        self._tried = False
+        """Whether an old keeper was found and an upgrade tried."""
 
     def __repr__(self) -> str:
         return f"<KeeperLink {self._directory} living={self._living}>"
@@ -95,6 +105,10 @@ class KeeperLink:
 
     async def run(self) -> None:
         """Have a living keeper, for ever."""
+        async with trio.open_nursery() as nursery:
+            await self._keep(nursery)
+
+    async def _keep(self, nursery: trio.Nursery) -> None:
         short_lives = 0
         while True:
             began = trio.current_time()
@@ -107,8 +121,11 @@ class KeeperLink:
                 self._here.set()
                 self._here = trio.Event()
             else:
-                await self._follow(found)
-                log.warning("The keeper (pid %d) ended; it is replaced, its volume servers live on.", found.pid)
+                await self._follow(found, nursery)
+                if self._upgrading.locked():
+                    log.info("The keeper (pid %d) has handed over.", found.pid)
+                else:
+                    log.warning("The keeper (pid %d) ended; it is replaced, its volume servers live on.", found.pid)
             short_lives = 0 if trio.current_time() - began > _CALM else short_lives + 1
             await trio.sleep(_PAUSES[min(short_lives, len(_PAUSES)) - 1] if short_lives else 0)
 
@@ -162,8 +179,8 @@ class KeeperLink:
                 continue
             try:
                 await self._listen(hear)
-            except OSError as e:
-                log.info("The keeper tells no more: %s", e.strerror)
+            except (OSError, ValueError) as e:
+                log.info("The keeper tells no more: %s", e)
             with trio.move_on_after(_DEAF):
                 await living.ended.wait()
             lost()
@@ -182,13 +199,43 @@ class KeeperLink:
                     await hear(note)
                     heard = note["serial"]
 
+    async def upgrade(self) -> Upgrade:
+        """Have all mounts served by the code that is installed now, whatever its version.
+
+        Raises :class:`UnavailableError` with the reason when that cannot be: all is as it was then. Raises
+        :class:`ConflictError` while another upgrade goes on.
+        """
+        before = self._living
+        if before is None:
+            raise UnavailableError(self._trouble or "No keeper is there to be replaced: try again.")
+        if self._upgrading.locked():
+            raise ConflictError("An upgrade is going on already: wait for it.")
+        async with self._upgrading:
+            try:
+                launched = await launch(self._directory, take_over=True)
+            except UnavailableError as e:
+                raise UnavailableError(f"The mounts stay with version {before.version}: {e}") from e
+            await before.ended.wait()
+            while self._living is None:
+                await self._here.wait()
+            after = self._living.version
+        log.info("Moved %d mounts from version %s to %s.", launched.moved, before.version, after)
+        return Upgrade(before.version, after, launched.moved)
+
+    async def _upgrade_found(self, found: KeeperInfo) -> None:
+        log.info("The keeper (pid %d) is of version %s: its mounts are moved.", found.pid, found.version)
+        try:
+            await self.upgrade()
+        except FusevolError as e:
+            log.warning("%s", e)
+
     async def _found(self) -> KeeperInfo | None:
-        """The keeper that an earlier agent started, unless it is of another version."""
+        """The keeper that an earlier agent started, or that took over; unless we do not understand each other."""
         try:
             found, protocol = await self._hello()
         except UnavailableError:
             return None
-        if (protocol, found.version) == (wire.PROTOCOL, fusevol.__version__):
+        if protocol == wire.PROTOCOL:
             log.info("Found the keeper (pid %d).", found.pid)
             return found
         log.info("The keeper (pid %d) is of version %s: it is replaced.", found.pid, found.version)
@@ -213,50 +260,20 @@ class KeeperLink:
 
     async def _launched(self) -> KeeperInfo:
         """A new keeper, which listens already."""
-        reader, writer = os.pipe()
-        async with trio.lowlevel.FdStream(reader) as ready:
-            try:
-                pid = await trio.to_thread.run_sync(self._spawn, writer)
-            finally:
-                os.close(writer)
-            try:
-                with trio.fail_after(START_TIMEOUT):
-                    said = (await ready.receive_some(4096)).decode(errors="replace").strip()
-                if said != "READY":
-                    sentence = said.removeprefix("ERROR ")
-                    raise UnavailableError(sentence or f"it ended at once: see {self._directory}/keeper.log.")  # noqa: TRY301
-                found, _ = await self._hello()
-            except BaseException as e:
-                os.kill(pid, signal.SIGKILL)  # our child until it is waited for: the number means no other process
-                with trio.CancelScope(shield=True):
-                    await trio.to_thread.run_sync(os.waitpid, pid, 0)
-                if isinstance(e, trio.TooSlowError):
-                    raise UnavailableError(f"it did not listen within {START_TIMEOUT:g} s.") from e
-                raise
-        log.info("Started the keeper (pid %d).", pid)
+        self._tried = True  # it is of the code that is installed
+        launched = await launch(self._directory)
+        log.info("Started the keeper (pid %d).", launched.pid)
+        found, _ = await self._hello()
         return found
 
-    def _spawn(self, writer: int) -> int:
-        """Start the process. Not by subprocess, which wants its children to end before their parent."""
-        log_file = os.fspath(self._directory / "keeper.log")
-        return os.posix_spawn(
-            sys.executable,
-            [sys.executable, "-m", "fusevol.keeper", "--dir", os.fspath(self._directory), "--ready-fd", str(_READY)],
-            {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
-            file_actions=[
-                (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-                (os.POSIX_SPAWN_OPEN, 1, log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600),
-                (os.POSIX_SPAWN_DUP2, 1, 2),
-                (os.POSIX_SPAWN_DUP2, writer, _READY),
-            ],
-            setsid=True,
-        )
-
-    async def _follow(self, found: KeeperInfo) -> None:
+    async def _follow(self, found: KeeperInfo, nursery: trio.Nursery) -> None:
         """Until *found* has ended."""
         self._living = found
         self._trouble = ""
         self._here.set()
+        if found.version != fusevol.__version__ and not self._tried:
+            nursery.start_soon(self._upgrade_found, found)
+        self._tried = True
         try:
             await trio.lowlevel.wait_readable(found.pidfd)
         finally:

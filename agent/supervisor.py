@@ -26,7 +26,7 @@ import trio
 from agent import strangers
 from agent.control import call
 from agent.following import Following, Tell, no_tell, take
-from agent.keeper import KeeperInfo, KeeperLink
+from agent.keeper import KeeperInfo, KeeperLink, Upgrade
 from agent.ready import Progress, ReadyPipe
 from agent.server import Server
 from agent.steps import Step, no_step
@@ -68,6 +68,10 @@ class Supervisor(Protocol):
 
     async def stop(self, mount_id: str, *, lazy: bool = False) -> None:
         """Unmount and end a server; nothing to do if there is none. Raises :class:`ConflictError` when it is busy."""
+
+    async def upgrade(self) -> Upgrade:
+        """Have all volumes served by the code that is installed now. Raises :class:`UnavailableError`; nothing has
+        changed then."""
 
     async def ask(self, mount_id: str, request: Obj, seconds: float = 10.0) -> Obj:
         """One request on a server's control socket, answered within *seconds*. Raises :class:`UnavailableError`."""
@@ -281,6 +285,10 @@ class KeeperSupervisor:
         for path in (file, control, log_file):
             path.unlink(missing_ok=True)
         self._step("server ended")
+
+    async def upgrade(self) -> Upgrade:
+        """By the keeper: a new one takes over. Servers that cannot be followed stay as they are."""
+        return await self._keeper.upgrade()
 
     async def ask(self, mount_id: str, request: Obj, seconds: float = 10.0) -> Obj:
         """One request, bounded by *seconds*. Asked again of the next server if this one dies."""

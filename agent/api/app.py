@@ -53,6 +53,7 @@ class Api:
             ("/v1/usage", self.usage, "GET"),
             ("/v1/servers", self.servers, "GET"),
             ("/v1/servers/{name}", self.server, "GET"),
+            ("/v1/upgrade", self.upgrade, "POST"),
             ("/v1/pools", self.pools, "GET"),
             ("/v1/pools/{name}", self.pool, "GET"),
             ("/v1/pools/{name}/check", self.check, "POST"),
@@ -143,6 +144,10 @@ class Api:
         return {"mount_id": name, "pid": server.pid, "restarts": server.restarts} | {
             k: v for k, v in answer.items() if k != "ok"
         }
+
+    async def upgrade(self, _: Request) -> Response:
+        """Have all volumes served by the code that is installed now; answers when that is done."""
+        return JSONResponse((await self._supervisor.upgrade())._asdict())
 
     async def pools(self, _: Request) -> Response:
         """All pools; of one that does not answer its name, its path and the error."""

@@ -47,20 +47,9 @@ def build() -> argparse.ArgumentParser:
     _common(parser, None)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=_Parser)
     for add in (
-        _agent,
-        _apply,
-        _get,
-        _describe,
-        _delete,
-        _mount,
-        _umount,
-        _pool,
-        _run,
-        _events,
-        _doctor,
-        _flexvolume,
+        _agent, _apply, _get, _describe, _delete, _mount, _umount, _pool, _run, _events, _doctor, _upgrade, _flexvolume,
         _version,
-    ):
+    ):  # fmt: skip
         add(commands)
     return parser
 
@@ -311,6 +300,16 @@ def _doctor(commands: _Commands) -> None:
         help="a pool to look at; may be repeated (default: those of the configuration)",
     )
     parser.add_argument("-o", "--output", choices=["table", "json"], default="table", help="how to print it")
+
+
+def _upgrade(commands: _Commands) -> None:
+    _add(
+        commands,
+        "upgrade",
+        "upgrade",
+        "move every mounted volume to the installed version, while it is in use",
+        "  pip install --upgrade fusevol && fusevol upgrade && systemctl restart fusevol",
+    )
 
 
 def _flexvolume(commands: _Commands) -> None:

@@ -184,11 +184,11 @@ class Mounter:
                 await self._tell(row, "VolumeRemounted", message, True)
         return None
 
-    async def tell_of_server(self, name: str, reason: str, what: str) -> None:
+    async def tell_of_server(self, name: str, reason: str, what: str, warning: bool) -> None:
         """Tell all who use a mount what its volume server did: the rest of a sentence."""
         users = {(row.namespace, row.claim, row.pod): row for row in self._attachments.of_mount(name)}
         for row in users.values():
-            await self._tell(row, reason, f"The volume server of {row.volume} {what}", True)
+            await self._tell(row, reason, f"The volume server of {row.volume} {what}", warning)
 
     async def restore(self) -> list[str]:
         """After a start: what must go from the mount directory goes. Mounts that should be there come by :meth:`heal`.

@@ -60,16 +60,25 @@ Operation = Callable[[Request], Answer | None]
 
 
 class Door:
-    """Listens on *path* from construction on."""
+    """Listens from construction on."""
 
-    def __init__(self, path: Path, loop: Loop, operations: Mapping[str, Operation]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        loop: Loop,
+        operations: Mapping[str, Operation],
+        gone: Callable[[socket.socket], object],
+        listener: socket.socket | None,
+    ) -> None:
+        """On *path*, or on what listens there already. *gone* is called with each client that hangs up."""
         self._path = path
         self._loop = loop
         self._operations = operations
+        self._gone = gone
         self._clients: dict[socket.socket, bool] = {}
         """Whether it waits for an answer; the one that has been silent for longest first."""
-        self._listener = self._listen()
-        loop.watch(self._listener.fileno(), self._accept)
+        self.listener = listener if listener is not None else self._listen()
+        loop.watch(self.listener.fileno(), self._accept)
 
     def __repr__(self) -> str:
         return f"<Door {self._path} clients={len(self._clients)}>"
@@ -85,13 +94,9 @@ class Door:
         listener.listen(_QUEUE)
         return listener
 
-    def close(self) -> None:
-        """Nobody comes in any more."""
-        self._path.unlink(missing_ok=True)
-
     def _accept(self) -> None:
         try:
-            client, _ = self._listener.accept()
+            client, _ = self.listener.accept()
         except BlockingIOError:
             return  # gone again
         except OSError as e:
@@ -108,6 +113,7 @@ class Door:
         del self._clients[client]
         self._loop.unwatch(client.fileno())
         client.close()
+        self._gone(client)
 
     def _serve(self, client: socket.socket) -> None:
         """One message of *client*, and the answer to it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
@@ -20,8 +21,9 @@ REMEMBERED: Final = 32
 DESCRIPTORS: Final = MOST + 1
 """What a mount costs its keeper: what holds it, and the pidfd of its server."""
 
-State = Literal["serving", "starting", "waiting"]
-"""``starting``: a successor that is not ready yet; ``waiting``: its turn has not come yet."""
+State = Literal["serving", "starting", "waiting", "leaving", "given", "moved"]
+"""``starting``: a successor that is not ready yet; ``waiting``: its turn has not come yet. While another keeper takes
+over: the server was asked to leave, the mount is in the other keeper's hands, its server has passed all checks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +61,21 @@ class Mount:
     """Why the last one could not go on, in its own words."""
     timer: Timer | None = None
     ready: Ready | None = None
+    heir: Callable[[], object] | None = None
+    """Called when the server has ended, in place of having another one go on."""
+    news: Literal["replaced", "stayed"] = "replaced"
+    """What is told when the next server is ready."""
+    pause: int = 0
+    """Milliseconds for which nobody served it the last time."""
 
     def describe(self) -> Message:
-        """What a client is told of it."""
+        """What a client is told of it, in the words of :mod:`fusevol.keeper.wire`."""
+        state: str = self.state
+        if state in {"leaving", "given", "moved"}:
+            state = "serving" if self.server is not None else "starting"
         return {
             "mount_id": self.mount_id,
-            "state": self.state,
+            "state": state,
             "pid": self.server.pid if self.server is not None else None,
             "started": self.server.started if self.server is not None else None,
             "restarts": self.restarts,
@@ -80,6 +91,9 @@ class Mounts:
 
     def __len__(self) -> int:
         return len(self._mounts)
+
+    def __iter__(self) -> Iterator[Mount]:
+        return iter(list(self._mounts.values()))
 
     def find(self, mount_id: str) -> Mount | None:
         """The mount of that id."""

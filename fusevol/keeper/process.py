@@ -17,17 +17,19 @@ import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple, Self
 
 from fusevol import __version__
 from fusevol.errors import FusevolError, UnavailableError, UsageError
 from fusevol.files import locked
 from fusevol.keeper import image, wire
-from fusevol.keeper.door import Answer, Door, RefusedError, Request
+from fusevol.keeper.door import Answer, Door, Operation, RefusedError, Request
+from fusevol.keeper.giving import Giving
 from fusevol.keeper.loop import Loop
 from fusevol.keeper.mounts import Mount, Server
 from fusevol.keeper.notes import Notes
 from fusevol.keeper.servers import Servers
+from fusevol.keeper.taking import Said, Taking
 from fusevol.server import logfile
 from fusevol.server.held import Held
 
@@ -38,17 +40,20 @@ _NAME_LENGTH: Final = 255
 
 
 class Keeper:
-    """The keeper of *directory*, whose lock the caller holds. Listens from construction on."""
+    """The keeper of *directory*; it serves from :meth:`listen` on, which takes the directory's lock."""
 
     def __init__(self, directory: Path) -> None:
+        self._path = wire.socket_path(directory)
         self._loop = Loop()
         self._self = os.pidfd_open(os.getpid())
         self._notes = Notes()
         self._listeners: dict[socket.socket, int] = {}
         """Who waits for notes, and the last one that it has heard."""
         self._servers = Servers(self._loop, directory, self._self, self._tell)
+        self._giving = Giving(self._loop, self._servers, self._tell, self._end)
+        self._door: Door | None = None
         self._ending = False
-        self._operations = {
+        self._operations: dict[str, Operation] = {
             "hello": self._hello,
             "start": self._start,
             "adopt": self._adopt,
@@ -56,17 +61,27 @@ class Keeper:
             "list": self._list,
             "notes": self._hear,
             "shutdown": self._shutdown,
+            **self._giving.operations,
         }
-        self._door = Door(wire.socket_path(directory), self._loop, self._operations)
 
     def __repr__(self) -> str:
-        return f"<Keeper {self._door} mounts={len(self._servers.mounts)}>"
+        return f"<Keeper {self._path} mounts={len(self._servers.mounts)}>"
+
+    def take_over(self, directory: Path, said: Said) -> socket.socket:
+        """As :meth:`fusevol.keeper.taking.Taking.run`."""
+        return Taking(directory, self._loop, self._servers, said).run()
+
+    def listen(self, listener: socket.socket | None = None) -> None:
+        """Let clients in, by *listener* if another keeper has left that."""
+        self._door = self._giving.door = Door(self._path, self._loop, self._operations, self._giving.gone, listener)
 
     def run(self) -> None:
         """Serve until told to end. The servers live on."""
         while not self._ending:
             self._loop.turn()
-        self._door.close()
+
+    def _end(self) -> None:
+        self._ending = True
 
     def _hello(self, _request: Request) -> Answer:
         return {"protocol": wire.PROTOCOL, "version": __version__, "pid": os.getpid()}, [self._self]
@@ -76,7 +91,8 @@ class Keeper:
 
     def _shutdown(self, _request: Request) -> Answer:
         log.info("ending as asked; %d servers live on", len(self._servers.mounts))
-        self._ending = True
+        self._path.unlink(missing_ok=True)
+        self._end()
         return {}, []
 
     def _start(self, request: Request) -> Answer:
@@ -116,9 +132,10 @@ class Keeper:
 
     def _tell(self, what: str, mount_id: str, **more: Any) -> None:
         self._notes.add(what, mount_id, **more)
-        listeners, self._listeners = self._listeners, {}
-        for client, after in listeners.items():
-            self._door.answer(client, {"ok": True, "notes": self._notes.after(after)}, [])
+        if self._door is not None:
+            listeners, self._listeners = self._listeners, {}
+            for client, after in listeners.items():
+                self._door.answer(client, {"ok": True, "notes": self._notes.after(after)}, [])
 
 
 def _names(request: Request) -> tuple[str, str, str]:
@@ -132,43 +149,82 @@ def _already(pid: str, directory: Path) -> UnavailableError:
     return UnavailableError(f"Another keeper (pid {pid}) serves {directory}: use that one.")
 
 
-def _arguments(argv: Sequence[str]) -> tuple[Path, int | None]:
-    values = dict(zip(argv[::2], argv[1::2], strict=False))
-    ready = values.pop("--ready-fd", None)
-    directory = values.pop("--dir", None)
-    if directory is None or values or len(argv) % 2 or not (ready or "0").isdigit():
-        raise UsageError("usage: python -m fusevol.keeper --dir DIRECTORY [--ready-fd N]")
-    return Path(directory).absolute(), int(ready) if ready else None
+class Arguments(NamedTuple):
+    """The command line of a keeper."""
+
+    directory: Path
+    ready: int | None
+    """Descriptor that is told READY or ERROR, and MOVED before."""
+    takes_over: bool
+    """Whether it takes the place of a keeper that lives."""
+
+    @classmethod
+    def parse(cls, argv: Sequence[str]) -> Self:
+        """Raises :class:`UsageError`."""
+        words = [word for word in argv if word != "--take-over"]
+        values = dict(zip(words[::2], words[1::2], strict=False))
+        ready, directory = values.pop("--ready-fd", None), values.pop("--dir", None)
+        if directory is None or values or len(words) % 2 or not (ready or "0").isdigit():
+            raise UsageError("usage: python -m fusevol.keeper --dir DIRECTORY [--ready-fd N] [--take-over]")
+        return cls(Path(directory).absolute(), int(ready) if ready else None, len(words) < len(argv))
 
 
 def main(argv: Sequence[str]) -> int:
     """Run a keeper; returns the exit status. READY, or ERROR and a sentence, on the ready descriptor."""
-    ready: int | None = None
+    starter = Starter(None)
     try:
-        directory, ready = _arguments(argv)
+        arguments = Arguments.parse(argv)
+        starter = Starter(arguments.ready)
         os.chdir("/")
-        with locked(directory / "keeper.lock", lambda pid: _already(pid, directory)):
-            hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-            image.settle(directory / ".rehearsal")
-            logfile.set_up(directory / "keeper.log", "keeper")
-            keeper = Keeper(directory)
-            if ready is not None:
-                _tell(ready, "READY")
-            log.info("keeping %s, version %s", directory, __version__)
-            with contextlib.suppress(KeyboardInterrupt):
-                keeper.run()
-            return 0
+        _run(arguments, starter)
     except (FusevolError, OSError) as e:
-        sentence = e.message if isinstance(e, FusevolError) else f"The keeper cannot start: {e}."
+        sentence = e.message if isinstance(e, FusevolError) else f"The keeper cannot go on: {e}."
+        log.info("ending: %s", sentence)
         print(sentence, file=sys.stderr)  # noqa: T201  # for whoever starts it by hand
-        if ready is not None:
-            _tell(ready, f"ERROR {' '.join(sentence.split())}")
+        starter.say(f"ERROR {' '.join(sentence.split())}")
         return e.exit_code if isinstance(e, FusevolError) else 1
+    return 0
 
 
-def _tell(ready: int, line: str) -> None:
-    with contextlib.suppress(OSError):  # whoever started it may have gone
-        os.write(ready, line.encode() + b"\n")
-    with contextlib.suppress(OSError):
-        os.close(ready)
+class Starter:
+    """Whoever started the keeper, and reads its ready pipe until READY."""
+
+    def __init__(self, ready: int | None) -> None:
+        self._ready = ready
+
+    def say(self, line: str) -> None:
+        """Tell it *line*, unless it has heard the last one."""
+        if self._ready is not None:
+            with contextlib.suppress(OSError):  # it may have gone
+                os.write(self._ready, line.encode() + b"\n")
+
+    def close(self) -> None:
+        """That was the last one: the number means something else from now on."""
+        if self._ready is not None:
+            os.close(self._ready)
+            self._ready = None
+
+
+def _run(arguments: Arguments, starter: Starter) -> None:
+    directory = arguments.directory
+    listener: socket.socket | None = None
+    keeper: Keeper | None = None
+    if arguments.takes_over:
+        keeper = _prepared(directory, ".rehearsal.next")
+        listener = keeper.take_over(directory, starter.say)
+    with locked(directory / "keeper.lock", lambda pid: _already(pid, directory)):
+        keeper = keeper or _prepared(directory, ".rehearsal")
+        keeper.listen(listener)
+        starter.say("READY")
+        starter.close()
+        log.info("keeping %s, version %s", directory, __version__)
+        with contextlib.suppress(KeyboardInterrupt):
+            keeper.run()
+
+
+def _prepared(directory: Path, scratch: str) -> Keeper:
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    image.settle(directory / scratch)
+    logfile.set_up(directory / "keeper.log", "keeper")
+    return Keeper(directory)

@@ -23,9 +23,11 @@ from typing import Final
 
 from fusevol.keeper.child import Birth, become
 from fusevol.keeper.door import RefusedError
+from fusevol.keeper.lives import Lives
 from fusevol.keeper.loop import Loop
 from fusevol.keeper.mounts import DESCRIPTORS, Mount, Mounts, Server
 from fusevol.keeper.ready import Ready
+from fusevol.server.process import LEAVE
 from fusevol.transport import mount as mount_table
 
 log = logging.getLogger(__name__)
@@ -53,8 +55,9 @@ class Servers:
         mount = self.mounts.find(mount_id)
         if mount is not None and mount.server is not None and _ended(mount.server.pidfd):
             self._died(mount)
-            mount = self.mounts.find(mount_id)
-        return mount
+        elif mount is not None and mount.state in {"given", "moved"} and mount.held is not None and mount.held.over():
+            self._end(mount)
+        return self.mounts.find(mount_id)
 
     def start(self, mount_id: str, spec: str, log_file: str, ready: int) -> Server:
         """Start the first server of a mount. Raises :class:`RefusedError` if it has one."""
@@ -91,17 +94,55 @@ class Servers:
             mount.held.close()
         mount.held = wanted.held
         if mount.server is None:  # while the next one was waited for, this one turned up
-            self._be_served(mount, wanted.server)
+            _stop_waiting(mount)
+            self.serve(mount, wanted.server)
+            self._tell("adopted", mount.mount_id, pid=wanted.server.pid)
         else:
             os.close(wanted.server.pidfd)
 
-    def _be_served(self, mount: Mount, server: Server) -> None:
-        if mount.timer is not None:
-            mount.timer.cancel()
-            mount.timer = None
+    def serve(self, mount: Mount, server: Server) -> None:
+        """*mount* is served by *server* from now on."""
         mount.state = "serving"
+        mount.heir = None
         self._watch(mount, server)
-        self._tell("adopted", mount.mount_id, pid=server.pid)
+
+    def leave(self, mount: Mount, heir: Callable[[], object]) -> None:
+        """Have the server of *mount* end, and *heir* called then; the mount may be gone by then, too."""
+        mount.heir = heir
+        _stop_waiting(mount)
+        if mount.server is None:
+            heir()
+            return
+        mount.state = "leaving"
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(mount.server.pidfd, LEAVE)
+
+    def stay(self, mount: Mount) -> None:
+        """The opposite: whoever serves *mount* goes on, and is followed as always. If nobody does, the next one is
+        started.
+        """
+        mount.heir = None
+        if mount.server is not None:
+            mount.state = "serving"
+        else:
+            mount.lives = Lives()
+            self._succeed(mount)
+
+    def take_back(self, mount: Mount) -> None:
+        """Have the next server of *mount* started here, though another keeper has had it."""
+        if mount.server is not None:
+            os.close(mount.server.pidfd)
+            mount.server = None
+        mount.news = "stayed"
+        self.stay(mount)
+
+    def let_go(self, mount: Mount) -> None:
+        """Forget *mount*, whose server has ended or is another keeper's; the connection is not touched."""
+        _stop_waiting(mount)
+        if mount.held is not None:
+            mount.held.close()
+            mount.held = None
+        self.mounts.remove(mount)
 
     def _check_room(self) -> None:
         if (len(self.mounts) + 1) * DESCRIPTORS > resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _SPARE:
@@ -136,6 +177,10 @@ class Servers:
         server = mount.server
         if server is None:
             return
+        if mount.state == "moved":  # another keeper sees to it
+            os.close(server.pidfd)
+            mount.server = None
+            return
         status = None
         if server.ours:
             pid, waited = os.waitpid(server.pid, os.WNOHANG)
@@ -151,15 +196,21 @@ class Servers:
             mount.ready = None
         self.mounts.note_end(mount, server, status)
         log.info("%s: ended, pid %d, status %s", mount.mount_id, server.pid, status)
-        if mount.state == "serving":
+        if mount.state in {"serving", "leaving"}:
             mount.died, mount.last = time.monotonic(), (server.pid, status)
-        if mount.held is None or mount.held.over():
+        over = mount.held is None or mount.held.over()
+        if over:
             self._end(mount)
-        else:
+        if mount.heir is not None:
+            mount.heir()
+        elif not over:
             self._go_on(mount, time.monotonic() - server.born)
 
     def _go_on(self, mount: Mount, lived: float) -> None:
         """Have another server for *mount*, whose last one lived for so many seconds; or give it up."""
+        if mount.heir is not None:
+            mount.heir()
+            return
         mount.lives = mount.lives.after(lived)
         pause = mount.lives.pause
         if pause is None:
@@ -192,12 +243,14 @@ class Servers:
             mount.words = rest
         elif word == "READY" and mount.state == "starting":
             mount.state = "serving"
-            mount.restarts += 1
             mount.words = ""
-            milliseconds = round((time.monotonic() - mount.died) * 1000)
-            old, status = mount.last
-            log.info("%s: pid %d went on after %d ms", mount.mount_id, server.pid, milliseconds)
-            self._tell("replaced", mount.mount_id, pid=server.pid, old=old, status=status, ms=milliseconds)
+            mount.pause = round((time.monotonic() - mount.died) * 1000)
+            log.info("%s: pid %d went on after %d ms", mount.mount_id, server.pid, mount.pause)
+            if mount.heir is None:
+                mount.restarts += mount.news == "replaced"
+                old, status = mount.last
+                self._tell(mount.news, mount.mount_id, pid=server.pid, old=old, status=status, ms=mount.pause)
+                mount.news = "replaced"
 
     def _give_up(self, mount: Mount) -> None:
         """Let *mount* fail: its users get errors instead of waiting for ever."""
@@ -208,18 +261,18 @@ class Servers:
             with contextlib.suppress(OSError):
                 mount_table.abort(mount.held.minor)
         self._tell("failed", mount.mount_id, old=old, status=status, times=times, words=mount.words)
-        self._let_go(mount)
+        self.let_go(mount)
 
     def _end(self, mount: Mount) -> None:
         old, status = mount.last
         self._tell("ended", mount.mount_id, old=old, status=status)
-        self._let_go(mount)
+        self.let_go(mount)
 
-    def _let_go(self, mount: Mount) -> None:
-        if mount.held is not None:
-            mount.held.close()
-            mount.held = None
-        self.mounts.remove(mount)
+
+def _stop_waiting(mount: Mount) -> None:
+    if mount.timer is not None:
+        mount.timer.cancel()
+        mount.timer = None
 
 
 def _taken(mount: Mount) -> RefusedError:

@@ -20,6 +20,24 @@ op            takes                                             answers
 ``shutdown``  -                                                 nothing; the servers live on
 ============  ================================================  =============================================
 
+A keeper that takes over from another one (:mod:`fusevol.keeper.taking`) asks on one connection, whose end is the end of
+the attempt:
+
+============  ================================================  =============================================
+op            takes                                             answers
+============  ================================================  =============================================
+``take-over`` a pidfd of the new keeper                         nothing
+``give``      mount_id                                          when its server has left: spec, log, restarts,
+                                                                minor; what holds the mount. Or ``gone``: there
+                                                                is nothing to give; ``later``: not now
+``took``      mount_id, pid, ms (of its pause), version; a      nothing
+              pidfd of the new server, which has passed all
+              checks
+``back``      mount_id                                          nothing; the old keeper goes on
+``commit``    -                                                 what listens on the socket; the old keeper
+                                                                ends. Or ``more``: not all mounts are given
+============  ================================================  =============================================
+
 A refused request is answered with ``ok`` false and ``error``, one sentence.
 """
 

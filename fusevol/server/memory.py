@@ -27,6 +27,10 @@ from fusevol.fs.memory import FileRecord, NodeRecord
 log = logging.getLogger(__name__)
 
 VERSION: Final = 1
+"""The layout of new memories."""
+READABLE: Final = frozenset({VERSION})
+"""Layouts that this code can go on with. It writes to a memory in the layout that it found, never in a newer one:
+should an upgrade fail, the old code goes on with the same memory."""
 _MAGIC: Final = b"fusevol\0"
 _HEADER: Final = Struct("=8sQQQQQQ")  # magic version minor flags max_write nodes files
 _NODES_USED_AT: Final = 40
@@ -139,15 +143,24 @@ class SessionMemory:
     def adopt(cls, fd: int, lot: tuple[int, int]) -> Self:
         """The memory of an earlier server. Raises :class:`UnavailableError` if its layout is another one, or if that
         server lives."""
-        header = os.pread(fd, _HEADER.size, 0)
-        if len(header) < _HEADER.size or header[:8] != _MAGIC or _HEADER.unpack(header)[1] != VERSION:
-            raise UnavailableError("The session memory has another layout: the volume must be mounted anew.")
+        cls.check(fd)
         try:
             # of the process, not of the descriptor, of which others hold copies; it ends when all threads have
             fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as e:
             raise UnavailableError("Another volume server serves the mount: there is nothing to take over.") from e
         return cls(fd, (socket.socket(fileno=lot[0]), socket.socket(fileno=lot[1])))
+
+    @staticmethod
+    def check(fd: int) -> None:
+        """Raise :class:`UnavailableError` unless this code can go on with the memory behind *fd*."""
+        header = os.pread(fd, _HEADER.size, 0)
+        found = _HEADER.unpack(header)[1] if len(header) == _HEADER.size and header[:8] == _MAGIC else None
+        if found not in READABLE:
+            raise UnavailableError(
+                f"Its session memory has layout {found}, this version reads {', '.join(map(str, sorted(READABLE)))}: "
+                "unmount the volume and mount it again."
+            )
 
     # -- what was agreed on with the kernel ---------------------------------------------------------------------------
 

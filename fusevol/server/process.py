@@ -1,7 +1,8 @@
 """The life of a volume server: spec, ledger, filesystem, mount, requests, and an orderly end.
 
 It ends when its mount is gone, whoever unmounted it, with status 0 and a clean checkpoint of the ledger; and on
-SIGTERM, which unmounts (lazily if the mount is in use). If an operation still hangs in the backing store at the end,
+SIGTERM, which unmounts (lazily if the mount is in use). On SIGUSR1 it leaves the mount to another server, which is no
+business of anybody's but the keeper's. If an operation still hangs in the backing store at the end,
 the ledger stays marked as in use and is rebuilt by a scan at the next start.
 
 A mount lives as long as anything uses it, bind mounts included: a server that was asked to unmount goes on serving
@@ -40,11 +41,14 @@ from fusevol.server.memory import SessionMemory
 from fusevol.server.spec import MountSpec
 from fusevol.server.transports import Session, mounted
 from fusevol.transport import mount
+from fusevol.transport.ending import Ending
 from fusevol.transport.hangs import Hangs
 
 log = logging.getLogger(__name__)
 
 _CACHE: Final[dict[str, CachePolicy]] = {"exclusive": CACHE_EXCLUSIVE, "shared": CACHE_SHARED, "none": CACHE_NONE}
+LEAVE: Final = signal.SIGUSR1
+"""Asks a server to finish what it has begun and to end, so that another one can go on (see :meth:`Session.leave`)."""
 _FAREWELL: Final = 1.0
 """Seconds after SIGTERM in which the last users of an unmounted volume may let go of it."""
 
@@ -106,12 +110,12 @@ class Server:
             session = self._session = self._mount(memory)
             signal.signal(signal.SIGTERM, self._on_signal)
             signal.signal(signal.SIGINT, self._on_signal)
+            signal.signal(LEAVE, self._on_leave)
             control.start()
             _settle_memory()
             what = "serving" if self._held is None else "took over"
             log.info("%s %s at %s", what, self.spec.source, self.spec.mountpoint)
-            finished = session.serve(self._on_init)
-            return self._end(finished=finished)
+            return self._end(session.serve(self._on_init))
         finally:
             control.close()
 
@@ -208,8 +212,15 @@ class Server:
         if self._session is not None:
             self._session.stop()
 
-    def _end(self, *, finished: bool) -> int:
-        if not finished:
+    def _on_leave(self, _number: int, _frame: object) -> None:
+        if self._session is not None:
+            threading.Thread(target=self._session.leave, name="leave", daemon=True).start()
+
+    def _end(self, ending: Ending) -> int:
+        if ending is Ending.LEFT:
+            log.info("left, for another server to go on")
+            return 0  # as it is: the session memory has it all
+        if ending is Ending.HANGING:
             log.critical("operations hang in the backing store: giving up on them, the ledger will be rebuilt")
             logging.shutdown()
             with contextlib.suppress(OSError):

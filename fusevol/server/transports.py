@@ -19,6 +19,7 @@ from fusevol.fs import FileSystem
 from fusevol.server.held import Held
 from fusevol.server.memory import SessionMemory
 from fusevol.server.spec import MountSpec
+from fusevol.transport.ending import Ending
 from fusevol.transport.hangs import Hangs
 from fusevol.transport.in_use import InUse
 
@@ -40,11 +41,12 @@ class Session(Protocol):
     def describe(self) -> dict[str, object]:
         """What goes on, for a status: plain values."""
 
-    def serve(self, ready: Callable[[], None]) -> bool:
-        """Answer requests until the mount is gone. *ready* is called once the mount is usable.
+    def serve(self, ready: Callable[[], None]) -> Ending:
+        """Answer requests until the mount is gone, or left. *ready* is called once the mount is usable."""
 
-        ``False``: operations still hang in the backing store.
-        """
+    def leave(self) -> None:
+        """Finish what was begun and let another process go on, if it can; from any thread. It may take too long: then
+        this session goes on."""
 
     def stop(self) -> None:
         """End the session from any thread."""

@@ -161,9 +161,19 @@ class Crew(ABC):
 
     def begin(self) -> None:
         """Start the first thread and the watchdog."""
-        threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+        self._watchdog = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+        self._watchdog.start()
         with self._mutex:
             self._start()
+
+    def reopen(self) -> None:
+        """Read on after :meth:`close`. A thread that has not ended yet finishes its request, and stays."""
+        self._watchdog.join()
+        os.eventfd_read(self._wake)
+        self._over.clear()
+        self._done.clear()
+        self._closing = False
+        self.begin()
 
     def began(self, worker: Worker) -> None:
         """*worker* carries out a request from here on: another thread may read."""

@@ -34,6 +34,7 @@ from fusevol.fs import FileSystem
 from fusevol.fs.types import ROOT_NODE, Caller, Entry, SetAttr
 from fusevol.transport._entries import NameOnly, absent, attributes
 from fusevol.transport._load import load
+from fusevol.transport.ending import Ending
 from fusevol.transport.hangs import Hangs, Request
 from fusevol.transport.in_use import InUse
 from fusevol.transport.pump import Pump, started
@@ -396,19 +397,19 @@ class Session:
         pump = self._pump
         return {"under_way": pump.under_way, "threads": pump.threads, "threads_peak": pump.peak}
 
-    def serve(self, ready: Callable[[], None]) -> bool:
-        """Answer requests until the session is over; *ready* is called once the mount is usable.
-
-        ``False``: operations still hang in the backing store.
-        """
+    def serve(self, ready: Callable[[], None]) -> Ending:
+        """Answer requests until the session is over; *ready* is called once the mount is usable."""
         self._adapter.on_init = ready
         main = pyfuse3.main(min_tasks=1 << 30, max_tasks=1)  # numbers that leave all decisions to the pump
         with contextlib.suppress(StopIteration):
             main.send(None)
         if self._pump.threads:
-            return False
+            return Ending.HANGING
         pyfuse3.close(unmount=False)
-        return True
+        return Ending.OVER
+
+    def leave(self) -> None:
+        """Nobody can go on where this session ends: it goes on itself."""
 
     def stop(self) -> None:
         """End the session from any thread: no further request is read. A mount that is still there is dead then."""

@@ -76,16 +76,19 @@ async def test_a_keeper_that_hangs_is_ended(directory: Path, nursery: trio.Nurse
 async def test_a_keeper_of_another_version_is_replaced(
     workdir: Path, logs: LogCheck, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An agent of a newer version has a keeper of its own version; the servers of the old one live on."""
+    """An agent that finds a keeper of another version has one of the installed code take over, with all mounts."""
     old = KeeperProcess(workdir, logs).start()
     try:
         kept = old.serve("a")
         monkeypatch.setattr(fusevol, "__version__", "99.0")
         link = KeeperLink(workdir)
         nursery.start_soon(link.run)
-        new = await _living(link)
+        new = await _living(link, but=old.pid)
         status = await trio.to_thread.run_sync(old.wait)
         (kept.mountpoint / "f").write_text("x")
+        served = await link.find("a")
+        assert served is not None
+        served.close()
         os.kill(new.pid, signal.SIGKILL)
         nursery.cancel_scope.cancel()
     finally:
@@ -93,6 +96,8 @@ async def test_a_keeper_of_another_version_is_replaced(
 
     assert status == 0
     assert new.pid != old.pid
+    assert served.pid != kept.pid
+    assert not alive(kept.pid)
 
 
 async def test_a_cancelled_start_leaves_nothing(directory: Path, nursery: trio.Nursery) -> None:

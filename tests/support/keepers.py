@@ -73,6 +73,8 @@ class KeeperProcess:
         self.directory = directory
         self.log = directory / "keeper.log"
         self.module = module
+        self.code = _ROOT
+        """Where the keeper's code is."""
         self.kept: list[Kept] = []
         self._logs = logs
         self._processes: list[subprocess.Popen[bytes]] = []
@@ -83,23 +85,32 @@ class KeeperProcess:
         """Process id of the keeper that was started last."""
         return self._processes[-1].pid
 
-    def launch(self) -> str:
-        """Start the process (again); what it says first."""
+    def launch(self, *arguments: str) -> str:
+        """Start the process (again); what it says last while it starts."""
         reader, writer = os.pipe()
         with self.log.open("ab") as output:
             process = subprocess.Popen(
-                [sys.executable, "-m", self.module, "--dir", str(self.directory), "--ready-fd", str(writer)],
+                [
+                    sys.executable,
+                    "-m",
+                    self.module,
+                    "--dir",
+                    str(self.directory),
+                    "--ready-fd",
+                    str(writer),
+                    *arguments,
+                ],
                 pass_fds=[writer],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
                 start_new_session=True,
                 cwd="/",
-                env={**os.environ, "PYTHONPATH": str(_ROOT)},
+                env={**os.environ, "PYTHONPATH": str(self.code)},
             )
         self._processes.append(process)
         os.close(writer)
-        return (read_lines(reader) or [""])[0]
+        return (read_lines(reader, 60.0) or [""])[-1]
 
     def start(self) -> KeeperProcess:
         """Start it and require that it listens."""

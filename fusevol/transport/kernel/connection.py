@@ -136,11 +136,15 @@ class Connection:
         """Tell the kernel something. Raises ``OSError`` (ENOENT: it does not know that inode)."""
         os.write(self.fd, p.OUT_HEADER.pack(p.OUT_HEADER.size + len(payload), what, 0) + payload)
 
+    def over(self) -> bool:
+        """Whether it has ended: unmounted everywhere, or aborted."""
+        poll = select.poll()
+        poll.register(self.fd, 0)  # POLLERR is told unasked
+        return bool(poll.poll(0))
+
     def abort(self) -> None:
         """End the connection, whoever holds its descriptor: requests in it and all later ones fail."""
-        poll = select.poll()
-        poll.register(self.fd, 0)
-        if not poll.poll(0):  # POLLERR: it has ended, and its number may be another one's by now
+        if not self.over():  # else its number may be another one's by now
             mount.abort(self.minor)
 
     def close(self) -> None:

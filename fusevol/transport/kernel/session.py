@@ -15,6 +15,7 @@ from fusevol.errors import UnavailableError
 from fusevol.fs import FileSystem
 from fusevol.transport import mount
 from fusevol.transport.crew import Crew, Worker
+from fusevol.transport.ending import Ending
 from fusevol.transport.hangs import Hangs, Request
 from fusevol.transport.in_use import InUse
 from fusevol.transport.kernel import protocol as p
@@ -216,6 +217,7 @@ class Session:
             os.set_blocking(connection.fd, False)
         fs.sweep = self._reader.sweep if seldom else self._reader.hand_over
         self._resumed = lever is None
+        self._leaving = False
 
     def _missing(self, options: Options, lever: uring.Lever | None) -> dict[str, str]:
         """What is not in use, and why."""
@@ -324,22 +326,35 @@ class Session:
             "backing_ids": len(self._passthrough) if self._passthrough is not None else 0,
         }
 
-    def serve(self, ready: Callable[[], None]) -> bool:
-        """Answer requests until the session is over; *ready* is called once the mount is usable.
-
-        ``False``: operations still hang in the backing store.
-        """
+    def serve(self, ready: Callable[[], None]) -> Ending:
+        """Answer requests until the session is over, or left; *ready* is called once the mount is usable."""
         self._reader.begin()
         if self._resumed:
             with contextlib.suppress(OSError):  # the mount is gone: the reader finds out
                 self._connection.notify(Notify.RESEND)
         ready()
-        if not self._reader.wait():
-            return False
-        if self._rings is not None and not self._rings.close(_LINGER):
-            return False
+        ended = self._reader.wait()
+        while self._leaving and not self._connection.over():
+            self._leaving = False
+            if ended or self._rings is not None:
+                return Ending.LEFT
+            log.info("operations hang in the backing store: this server goes on")
+            self._reader.reopen()
+            ended = self._reader.wait()
+        if not ended or (self._rings is not None and not self._rings.close(_LINGER)):
+            return Ending.HANGING
         self._connection.close()
-        return True
+        return Ending.OVER
+
+    def leave(self) -> None:
+        """Let another process go on, from any thread: what was read is finished, and no further request is read. If
+        that takes longer than a few seconds, this session goes on.
+
+        Requests in rings are not waited for: the kernel hands over the next while it takes the answer to the last, and
+        who goes on finds them there.
+        """
+        self._leaving = True
+        self._reader.close()
 
     def stop(self) -> None:
         """End the session from any thread: no further request is read. A mount that is still there is dead then."""
