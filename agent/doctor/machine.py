@@ -13,7 +13,8 @@ from typing import Final
 
 from agent.doctor.findings import Finding, lacking, ok
 from fusevol.server.privileges import KEPT
-from fusevol.transport.kernel import ring, uring
+from fusevol.transport.kernel import parameter
+from fusevol.transport.kernel.ring import Ring
 
 AREA: Final = "machine"
 _DEVICE: Final = Path("/dev/fuse")
@@ -79,7 +80,7 @@ def _descriptors() -> Finding:
 def _locked_memory() -> Finding:
     soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     found = "unlimited" if soft == resource.RLIM_INFINITY else f"{soft >> 10} KiB for each process"
-    if soft == resource.RLIM_INFINITY or soft >= 1 << 16 or not uring.PARAMETER.exists():
+    if soft == resource.RLIM_INFINITY or soft >= 1 << 16 or not parameter.PARAMETER.exists():
         return ok(AREA, "locked memory", found)
     return lacking(AREA, "locked memory", f"{found}: io_uring may be refused", "LimitMEMLOCK=8M in the agent's unit.")
 
@@ -112,13 +113,15 @@ def _sysctl(name: str) -> int | None:
 
 def no_io_uring() -> str:
     """What to do so that requests can come over io_uring; empty if nothing stands in the way here."""
-    if not uring.PARAMETER.exists():
+    if not parameter.PARAMETER.exists():
         return "Linux 6.14 with CONFIG_FUSE_IO_URING."
-    if not uring.enabled():
-        return f"echo Y > {uring.PARAMETER}, before volumes are mounted."
+    if not parameter.enabled():
+        return f"echo Y > {parameter.PARAMETER}, before volumes are mounted."
     if _sysctl("kernel/io_uring_disabled"):
         return "sysctl kernel.io_uring_disabled=0"
-    if not ring.available():
+    try:
+        Ring().close()
+    except OSError:
         return "Allow the system calls io_uring_setup and io_uring_enter (a container's seccomp profile forbids them)."
     return ""
 
