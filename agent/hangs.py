@@ -38,7 +38,7 @@ Action = Literal["storage hangs", "server hangs", "recovered", "end"]
 _EVENTS: Final[dict[Action, tuple[str, str]]] = {
     "storage hangs": (
         "VolumeHangs",
-        "Programs wait for the storage of {}, which does not answer: see its server's log.",
+        "Programs wait for the storage of {}, which does not answer.",
     ),
     "server hangs": ("VolumeServerHangs", "Programs wait for the volume server of {}, which does not answer."),
     "recovered": ("VolumeAnswers", "Programs wait for {} no longer."),

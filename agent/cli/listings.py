@@ -59,6 +59,7 @@ def _server(server: Obj) -> list[str]:
         output.size(usage.get("limit_bytes")),
         _way(server),
         output.age(server.get("started")),
+        _text((server.get("stuck") or {}).get("count")),
         _text(server.get("mountpoint")),
     ]
 
@@ -84,7 +85,7 @@ LISTINGS: dict[str, _Listing] = {}
 for _one in (
     _Listing("pools", ("NAME", "VOLUMES", "TOTAL", "AVAILABLE", "PROVISIONED", "PATH"), _pool),
     _Listing("mounts", ("TARGET", "KIND", "VOLUME", "CLAIM", "ACCESS"), _mount),
-    _Listing("servers", ("NAME", "PID", "USED", "LIMIT", "TRANSPORT", "AGE", "MOUNTPOINT"), _server),
+    _Listing("servers", ("NAME", "PID", "USED", "LIMIT", "TRANSPORT", "AGE", "STUCK", "MOUNTPOINT"), _server),
     _Listing("events", ("LAST SEEN", "TYPE", "REASON", "OBJECT", "MESSAGE"), _event),
 ):
     LISTINGS[_one.plural] = LISTINGS[_one.plural.removesuffix("s")] = _one

@@ -45,16 +45,21 @@ def age(since: object, now: dt.datetime | None = None) -> str:
     start = instant(since)
     if start is None:
         return "<unknown>"
-    seconds = max(0, int(((now or dt.datetime.now(dt.UTC)) - start).total_seconds()))
-    if seconds < 120:
-        return f"{seconds}s"
-    if seconds < 600:
-        return f"{seconds // 60}m{seconds % 60}s" if seconds % 60 else f"{seconds // 60}m"
-    if seconds < 3 * 3600:
-        return f"{seconds // 60}m"
-    if seconds < 48 * 3600:
-        return f"{seconds // 3600}h"
-    return f"{seconds // 86400}d"
+    return seconds(((now or dt.datetime.now(dt.UTC)) - start).total_seconds())
+
+
+def seconds(count: float) -> str:
+    """A time in the same form."""
+    whole = max(0, int(count))
+    if whole < 120:
+        return f"{whole}s"
+    if whole < 600:
+        return f"{whole // 60}m{whole % 60}s" if whole % 60 else f"{whole // 60}m"
+    if whole < 3 * 3600:
+        return f"{whole // 60}m"
+    if whole < 48 * 3600:
+        return f"{whole // 3600}h"
+    return f"{whole // 86400}d"
 
 
 def size(count: object) -> str:

@@ -37,7 +37,21 @@ def lines(server: Obj) -> Iterator[Line]:
     yield "Transport", f"{server['transport']} over {device}{_because(server, 'io_uring', 'no io_uring: ')}"
     yield "File Data", "passthrough" if server["passthrough"] else f"by the server{_because(server, 'passthrough')}"
     yield "Limit Kept By", _ENFORCERS.get(server["quota"], str(server["quota"]))
+    yield from _stuck(server.get("stuck") or {})
     yield "Takeover", "possible" if server["takeover"] else f"not possible{_because(server, 'takeover')}"
+
+
+def _stuck(stuck: Obj) -> Iterator[Line]:
+    """What waits for the storage for too long, the first one first."""
+    count = stuck.get("count", 0)
+    if not count:
+        return
+    requests = [
+        f"{r['operation']} of {r['path'] if r['path'] is not None else 'node ' + str(r['node'])}, "
+        f"process {r['pid'] or '<unknown>'}, {output.seconds(r['age'])}"
+        for r in stuck.get("requests", [])
+    ]
+    yield "Stuck", "\n".join([f"{count} request{'s' if count > 1 else ''}: the storage does not answer", *requests])
 
 
 def used(server: Obj | None, capacity: str | None) -> str:

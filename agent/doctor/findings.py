@@ -101,11 +101,12 @@ def _features(kernel: Mapping[str, Any], no_uring: str) -> list[Finding]:
             found.append(ok("mount", feature.name, _DONE.get(feature.name, "offered by the kernel")))
         elif not there and feature.name not in _SELDOM_MISSING:
             found.append(lacking("mount", feature.name, f"without it {feature.without}", f"Linux {feature.kernel}."))
-    if stats.get("io_uring"):
+    if kernel["io_uring"]:
         found.append(ok("mount", "io_uring", "requests came over it"))
     else:
         without = next(feature.without for feature in TABLE if feature.name == "over-io-uring")
-        found.append(lacking("mount", "io_uring", f"without it {without}", no_uring or _LOG))
+        why = kernel["why_not"].get("io_uring") or "it is not used"
+        found.append(lacking("mount", "io_uring", f"{why}: {without}", no_uring or _LOG))
     return found
 
 

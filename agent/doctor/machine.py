@@ -116,7 +116,7 @@ def no_io_uring() -> str:
     if not parameter.PARAMETER.exists():
         return "Linux 6.14 with CONFIG_FUSE_IO_URING."
     if not parameter.enabled():
-        return f"echo Y > {parameter.PARAMETER}, before volumes are mounted."
+        return f"Configure ioUring: on, or echo Y > {parameter.PARAMETER} before volumes are mounted."
     if _sysctl("kernel/io_uring_disabled"):
         return "sysctl kernel.io_uring_disabled=0"
     try:

@@ -115,6 +115,8 @@ def _used(spec: MountSpec) -> Obj:
     found = mount.find(point)
     result: Obj = {
         "stats": status["stats"],
+        "io_uring": bool(status.get("io_uring")),
+        "why_not": status.get("why_not") or {},
         "passed_by": status["stats"].get("backing_ids", 0) > 0,
         "waiting": mount.waiting(found.minor) if found is not None else None,
         "idmapped": "",

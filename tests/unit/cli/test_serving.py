@@ -20,6 +20,15 @@ STATUS: dict[str, Any] = {
     "usage": {"used_bytes": None, "limit_bytes": None},
 }
 
+STUCK: dict[str, Any] = {
+    "count": 2,
+    "oldest": 125.3,
+    "requests": [
+        {"age": 125.3, "operation": "write", "node": 9, "path": "db/file", "pid": 4711},
+        {"age": 31.0, "operation": "statfs", "node": 1, "path": None, "pid": 0},
+    ],
+}
+
 
 @pytest.mark.parametrize(
     ("change", "title", "value"),
@@ -33,12 +42,19 @@ STATUS: dict[str, Any] = {
         ({"quota": "kernel"}, "Limit Kept By", "the backing filesystem"),
         ({"io_uring": False, "why_not": {"io_uring": "N"}}, "Transport", "kernel over /dev/fuse (no io_uring: N)"),
         ({"passthrough": False, "why_not": {"passthrough": "so"}}, "File Data", "by the server (so)"),
+        ({"stuck": STUCK}, "Stuck", ("2 requests: the storage does not answer\n"
+         "write of db/file, process 4711, 2m5s\nstatfs of node 1, process <unknown>, 31s")),
         ({"takeover": False, "why_not": {"takeover": "so"}}, "Takeover", "not possible (so)"),
     ],
 )  # fmt: skip
 def test_what_is_in_use_is_said_in_words(change: dict[str, Any], title: str, value: str) -> None:
     """Each with the reason where it is not in use."""
     assert dict(serving.lines(STATUS | change))[title] == value
+
+
+def test_nothing_is_said_of_what_is_not_stuck() -> None:
+    """A volume that answers has no such line."""
+    assert "Stuck" not in dict(serving.lines(STATUS | {"stuck": {"count": 0, "oldest": 0.0, "requests": []}}))
 
 
 def test_a_server_that_does_not_answer() -> None:

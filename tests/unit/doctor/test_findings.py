@@ -13,8 +13,9 @@ _ALL = ["handle-killpriv-v2", "setxattr-ext", "init-ext", "passthrough", "has-re
 
 
 def _kernel(features: list[str] = _ALL, **other: Any) -> dict[str, Any]:
-    stats = {"features": features, "protocol": "7.45", "io_uring": False}
-    return {"stats": stats, "passed_by": True, "waiting": 0, "idmapped": "", **other}
+    stats = {"features": features, "protocol": "7.45"}
+    found = {"stats": stats, "io_uring": False, "why_not": {}, "passed_by": True, "waiting": 0, "idmapped": ""}
+    return found | other
 
 
 def _by_name(findings: list[Finding]) -> dict[str, Finding]:
@@ -64,12 +65,14 @@ def test_what_is_offered_must_also_work(name: str, trial: dict[str, Any]) -> Non
 
 def test_io_uring_has_the_remedy_for_its_obstacle() -> None:
     """Why requests did not come over it is told."""
-    trial = {"kernel": _kernel(), "pyfuse3": {}, "io_uring": "echo Y > somewhere"}
-    used = _kernel()
-    used["stats"]["io_uring"] = True
+    trial: dict[str, Any] = {"kernel": _kernel(), "pyfuse3": {}, "io_uring": "echo Y > somewhere"}
+    trial["kernel"]["why_not"] = {"io_uring": "the parameter is N"}
+    used = {"kernel": _kernel(io_uring=True), "pyfuse3": {}}
+    missing = _by_name(of_mount(trial, privileged=True))["io_uring"]
 
-    assert _by_name(of_mount(trial, privileged=True))["io_uring"].remedy == "echo Y > somewhere"
-    assert _by_name(of_mount({"kernel": used, "pyfuse3": {}}, privileged=True))["io_uring"].state == "ok"
+    assert missing.found.startswith("the parameter is N: ")
+    assert missing.remedy == "echo Y > somewhere"
+    assert _by_name(of_mount(used, privileged=True))["io_uring"].state == "ok"
 
 
 def test_a_pool() -> None:
