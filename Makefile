@@ -30,7 +30,7 @@ bench: setup ## fusevol beside a bare directory and bindfs: table, build/bench/l
 	@$(PY) -m tests.bench
 
 volumes: setup ## a thousand volumes mounted at once: what each costs, and that the last costs no more than the first
-	@FUSEVOL_VOLUMES=1000 scripts/test.sh -s tests/stress/test_volumes.py
+	@FUSEVOL_VOLUMES=1000 scripts/test.sh -s -o faulthandler_timeout=600 tests/stress/test_volumes.py
 
 image: ## the agent's container image (BASE=... for another base image)
 	podman build --tag fusevol:dev $(if $(BASE),--build-arg BASE=$(BASE)) .
