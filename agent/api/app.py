@@ -145,8 +145,9 @@ class Api:
             k: v for k, v in answer.items() if k != "ok"
         }
 
-    async def upgrade(self, _: Request) -> Response:
+    async def upgrade(self, request: Request) -> Response:
         """Have all volumes served by the code that is installed now; answers when that is done."""
+        await body(request)
         return JSONResponse((await self._supervisor.upgrade())._asdict())
 
     async def pools(self, _: Request) -> Response:
@@ -177,6 +178,7 @@ class Api:
 
     async def check(self, request: Request) -> Response:
         """Look for damage in a pool."""
+        await body(request)  # empty; but who is answered before all is read may not be able to send the rest
         findings = await self._pools.check(request.path_params["name"])
         return JSONResponse({"items": [_plain(f) for f in findings]})
 

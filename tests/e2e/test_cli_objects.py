@@ -244,3 +244,10 @@ def test_version(agent: Agent) -> None:
 
     assert both == f"Client: {fusevol.__version__}\nAgent:  {fusevol.__version__}\n"
     assert agent.ok("version", "--client") == f"Client: {fusevol.__version__}\n"
+
+
+def test_no_answer_before_the_request_is_read(agent: Agent) -> None:
+    """Who sends a body, though none is needed, finds the agent still there to take it."""
+    found = [agent.client.request("POST", "/v1/pools/default/check", {}) for _ in range(100)]
+
+    assert found == [{"items": []}] * 100

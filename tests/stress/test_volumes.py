@@ -163,5 +163,5 @@ def test_many_volumes(agent: Agent) -> None:
     assert not _grew(first.cpu, last.cpu), (first, last)
     assert idle < 6 * MIB
     assert after[2] - before[2] < 64 * MIB
-    assert numbers["descriptors per volume: agent"] <= 2
-    assert 1000 * numbers["descriptors per volume: keeper"] < DESCRIPTORS / 2
+    for who in ("agent", "keeper"):
+        assert 1000 * float(numbers[f"descriptors per volume: {who}"]) < DESCRIPTORS / 2
