@@ -21,6 +21,7 @@ from fusevol.keeper.door import Answer, Door, Operation, RefusedError, Request, 
 from fusevol.keeper.loop import Loop, Timer
 from fusevol.keeper.mounts import Mount, Server
 from fusevol.keeper.servers import Servers, Tell
+from fusevol.keeper.wire import Message
 
 log = logging.getLogger(__name__)
 
@@ -31,12 +32,21 @@ _TURN_UP: Final = 0.5
 
 
 class Giving:
-    """See above. *end* is called when there is nothing left to do."""
+    """See above."""
 
-    def __init__(self, loop: Loop, servers: Servers, tell: Tell, end: Callable[[], object]) -> None:
+    def __init__(
+        self,
+        loop: Loop,
+        servers: Servers,
+        tell: Tell,
+        unheard: Callable[[], list[Message]],
+        end: Callable[[], object],
+    ) -> None:
+        """*unheard*: the notes that nobody has heard. *end* is called when there is nothing left to do."""
         self._loop = loop
         self._servers = servers
         self._tell = tell
+        self._unheard = unheard
         self._end = end
         self._taker: socket.socket | None = None
         self._taker_pidfd = -1
@@ -114,7 +124,7 @@ class Giving:
         answer = {"ok": True, "spec": mount.spec, "log": mount.log, "restarts": mount.restarts}
         self._answer(client, answer | {"minor": mount.held.minor}, mount.held.descriptors)
 
-    def _answer(self, client: socket.socket, message: dict[str, object], attached: list[int]) -> None:
+    def _answer(self, client: socket.socket, message: Message, attached: list[int]) -> None:
         if self.door is not None:
             self.door.answer(client, message, attached)
 
@@ -143,4 +153,4 @@ class Giving:
             return {"more": True}, []
         log.info("ending: another keeper has taken over")
         self._end()
-        return {}, [self.door.listener.fileno()]
+        return {"notes": self._unheard()}, [self.door.listener.fileno()]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections import deque
+from collections.abc import Iterable
 from typing import Any, Final
 
 from fusevol.keeper.wire import Message
@@ -28,6 +29,11 @@ class Notes:
         """One more."""
         note = {"serial": next(self._serials), "time": time.time(), "what": what, "mount_id": mount_id}
         self._kept.append(note | {k: v[:WORDS] if isinstance(v, str) else v for k, v in more.items()})
+
+    def again(self, notes: Iterable[Message]) -> None:
+        """*notes* of another keeper, which nobody has heard yet."""
+        for note in notes:
+            self._kept.append({**note, "serial": next(self._serials)})
 
     def after(self, serial: int) -> list[Message]:
         """Those after *serial*, the oldest first, as many as fit; those before are heard, and forgotten."""

@@ -50,7 +50,7 @@ class Keeper:
         self._listeners: dict[socket.socket, int] = {}
         """Who waits for notes, and the last one that it has heard."""
         self._servers = Servers(self._loop, directory, self._self, self._tell)
-        self._giving = Giving(self._loop, self._servers, self._tell, self._end)
+        self._giving = Giving(self._loop, self._servers, self._tell, lambda: self._notes.after(0), self._end)
         self._door: Door | None = None
         self._ending = False
         self._operations: dict[str, Operation] = {
@@ -68,8 +68,10 @@ class Keeper:
         return f"<Keeper {self._path} mounts={len(self._servers.mounts)}>"
 
     def take_over(self, directory: Path, said: Said) -> socket.socket:
-        """As :meth:`fusevol.keeper.taking.Taking.run`."""
-        return Taking(directory, self._loop, self._servers, said).run()
+        """As :meth:`fusevol.keeper.taking.Taking.run`; what listens on the keeper's socket."""
+        listener, unheard = Taking(directory, self._loop, self._servers, said).run()
+        self._notes.again(unheard)
+        return listener
 
     def listen(self, listener: socket.socket | None = None) -> None:
         """Let clients in, by *listener* if another keeper has left that."""

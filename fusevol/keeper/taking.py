@@ -62,8 +62,9 @@ class Taking:
         self._answer: tuple[wire.Message, list[int]] | None = None
         self._moved: list[Mount] = []
 
-    def run(self) -> socket.socket:
-        """Take over; returns what listens on the keeper's socket, when the old keeper has ended.
+    def run(self) -> tuple[socket.socket, list[wire.Message]]:
+        """Take over; returns what listens on the keeper's socket, and the notes that nobody has heard yet, when the old
+        keeper has ended.
 
         Raises :class:`UnavailableError` with the reason when it cannot: nothing has changed then.
         """
@@ -81,7 +82,7 @@ class Taking:
             self._ask({"op": "take-over"}, [me])
             os.close(me)
             self._said("MOVED 0")
-            listener = self._all()
+            ended_with = self._all()
         except _OverError:
             raise UnavailableError(
                 "The old keeper ended while it was replaced: its servers find another one."
@@ -93,9 +94,9 @@ class Taking:
         self._loop.unwatch(old)
         os.close(old)
         self._connection.close()
-        return listener
+        return ended_with
 
-    def _all(self) -> socket.socket:
+    def _all(self) -> tuple[socket.socket, list[wire.Message]]:
         """Move every mount; all or none."""
         try:
             for name in self._names():
@@ -105,7 +106,7 @@ class Taking:
                     self._move(name)
                 answer, received = self._ask({"op": "commit"})
                 if not answer.get("more"):
-                    return socket.socket(fileno=received[0])
+                    return socket.socket(fileno=received[0]), answer["notes"]
                 self._wait(_LATER)
         except FusevolError:
             for mount in reversed(self._moved):

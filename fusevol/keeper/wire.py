@@ -34,7 +34,7 @@ op            takes                                             answers
               pidfd of the new server, which has passed all
               checks
 ``back``      mount_id                                          nothing; the old keeper goes on
-``commit``    -                                                 what listens on the socket; the old keeper
+``commit``    -                                                 notes; what listens on the socket; the old keeper
                                                                 ends. Or ``more``: not all mounts are given
 ============  ================================================  =============================================
 

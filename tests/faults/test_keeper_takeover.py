@@ -24,7 +24,7 @@ from fusevol.server.client import call
 from fusevol.server.held import Held
 from fusevol.transport import mount
 from tests.support import eventually
-from tests.support.keepers import KeeperProcess
+from tests.support.keepers import KeeperProcess, rescued
 from tests.support.logs import LogCheck
 from tests.support.processes import alive, descriptors
 
@@ -34,34 +34,18 @@ MIB = 1 << 20
 _ENDED = {errno.ENOTCONN, errno.ECONNABORTED}
 
 
-@contextlib.contextmanager
-def _rescued(keeper: KeeperProcess) -> Iterator[KeeperProcess]:
-    """A keeper whose connections are aborted when the test takes too long: a hanging one would not end otherwise."""
-
-    def rescue() -> None:
-        for found in mount.below(keeper.directory):
-            mount.abort(found.minor)
-
-    timer = threading.Timer(50, rescue)
-    timer.start()
-    try:
-        yield keeper.start()
-    finally:
-        timer.cancel()
-        keeper.close()
-
-
 @pytest.fixture
 def keeper(workdir: Path, logs: LogCheck) -> Iterator[KeeperProcess]:
     """A running keeper without servers."""
-    with _rescued(KeeperProcess(workdir, logs)) as running:
+    with rescued(KeeperProcess(workdir, logs)) as running:
         yield running
 
 
 @pytest.fixture
-def poisoned(workdir: Path, logs: LogCheck) -> Iterator[KeeperProcess]:
-    """One whose servers die of a lookup of ``poison``."""
-    with _rescued(KeeperProcess(workdir, logs, module="tests.support.poisoned_keeper")) as running:
+def faulty(workdir: Path, logs: LogCheck) -> Iterator[KeeperProcess]:
+    """One whose servers die on command."""
+    (workdir / "faults").mkdir()
+    with rescued(KeeperProcess(workdir, logs, module="tests.support.faulty_keeper")) as running:
         yield running
 
 
@@ -122,11 +106,12 @@ def test_unmounted_server_is_not_followed(keeper: KeeperProcess) -> None:
     """A server whose volume is unmounted ends, and the keeper lets go of all that it held."""
     before = len(descriptors(keeper.pid))
     kept = keeper.serve("a", limit_bytes=MIB)
-    holding = len(descriptors(keeper.pid))
+    held = DESCRIPTORS - 1  # it has no rings
+    holding = eventually(lambda: len(descriptors(keeper.pid)) == before + held, what="what holds the mount")
     mount.unmount(kept.mountpoint)
     eventually(lambda: len(descriptors(keeper.pid)) == before, what="the keeper has let go")
 
-    assert holding - before == DESCRIPTORS - 1  # it has no rings
+    assert holding
     assert keeper.servers() == []
 
 
@@ -160,42 +145,46 @@ def test_killed_after_a_lazy_unmount_is_followed(keeper: KeeperProcess) -> None:
 
 
 @pytest.mark.expect_log("given up after")
-def test_request_that_kills_every_server(poisoned: KeeperProcess) -> None:
+def test_request_that_kills_every_server(faulty: KeeperProcess) -> None:
     """What kills one server after the other is given up within seconds: everybody gets an error, nobody hangs."""
-    kept = poisoned.serve("a", limit_bytes=MIB)
+    kept = faulty.serve("a", limit_bytes=MIB)
     with contextlib.suppress(OSError), (kept.mountpoint / "f").open("wb", buffering=0) as held:
+        (faulty.directory / "faults" / "mkdir.kill").touch()
         began = time.monotonic()
         with pytest.raises(OSError) as refused:  # noqa: PT011  # the errno is what counts
-            (kept.mountpoint / "poison").stat()
+            (kept.mountpoint / "poison").mkdir()
         took = time.monotonic() - began
         failed = _write(held)
-    note = eventually(lambda: _notes(poisoned, "failed"))[0]
-    alike = [end["status"] for end in client.servers(poisoned.directory)[1]]
+    note = eventually(lambda: _notes(faulty, "failed"))[0]
+    alike = [end["status"] for end in client.servers(faulty.directory)[1]]
 
     assert refused.value.errno in _ENDED
     assert failed in _ENDED
     assert sum(PAUSES) < took < sum(PAUSES) + 10
     assert (note["mount_id"], note["times"], note["status"]) == ("a", len(PAUSES) + 1, -signal.SIGKILL)
     assert alike == [-signal.SIGKILL] * (len(PAUSES) + 1)
-    assert not poisoned.call("find", mount_id="a")["known"]
-    assert poisoned.servers() == []
+    assert not faulty.call("find", mount_id="a")["known"]
+    assert faulty.servers() == []
 
 
-def test_request_that_kills_some_servers(poisoned: KeeperProcess) -> None:
+def test_request_that_kills_some_servers(faulty: KeeperProcess) -> None:
     """A request that a later server stands is answered then, and nothing but time is lost."""
-    kept = poisoned.serve("a", limit_bytes=MIB)
+    kept = faulty.serve("a", limit_bytes=MIB)
     with (kept.mountpoint / "f").open("wb", buffering=0) as held:
-        code = "import os,sys; print(os.path.exists(sys.argv[1]))"
+        poison = faulty.directory / "faults" / "mkdir.kill"
+        poison.touch()
+        code = "import os,sys; os.mkdir(sys.argv[1])"
         command = [sys.executable, "-ISc", code, str(kept.mountpoint / "poison")]
-        client_of_it = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        eventually(lambda: len(client.servers(poisoned.directory)[1]) > 3, 20, what="three servers have died of it")
-        (kept.source / "cured").touch()
-        said = client_of_it.communicate(timeout=30)[0]
+        client_of_it = subprocess.Popen(command)
+        eventually(lambda: len(client.servers(faulty.directory)[1]) > 3, 20, what="three servers have died of it")
+        poison.unlink()
+        status = client_of_it.wait(30)
         failed = _write(held)
 
-    assert said == "False\n"
+    assert status == 0
+    assert (kept.source / "poison").is_dir()
     assert failed == 0
-    assert len(_notes(poisoned, "failed")) == 0
+    assert len(_notes(faulty, "failed")) == 0
 
 
 @pytest.mark.expect_log("given up after")

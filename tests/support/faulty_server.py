@@ -1,12 +1,14 @@
 """A volume server whose filesystem fails or hangs on command. Started as ``python -m tests.support.faulty_server``.
 
 Commands are files in the directory ``faults`` beside the served one: while ``<operation>.raise`` exists, that operation
-raises an arbitrary exception; while ``<operation>.hang`` exists, it blocks.
+raises an arbitrary exception; while ``<operation>.hang`` exists, it blocks; while ``<operation>.kill`` exists, it kills
+the server.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -35,6 +37,8 @@ class FaultyFileSystem(FileSystem):
         def operation(*args: Any, **kwargs: Any) -> Any:
             if os.path.exists(f"{faults}/{name}.raise"):
                 raise ZeroDivisionError(f"a bug in {name}")
+            if os.path.exists(f"{faults}/{name}.kill"):
+                os.kill(os.getpid(), signal.SIGKILL)
             while os.path.exists(f"{faults}/{name}.hang"):
                 time.sleep(0.005)  # a backing store that hangs
             function: Callable[..., Any] = found

@@ -87,6 +87,17 @@ def test_notes_are_told_until_they_are_heard() -> None:
     assert notes.after(0) == []
 
 
+def test_notes_of_another_keeper_are_told_like_its_own() -> None:
+    """What nobody has heard of the keeper before comes first, under numbers of this one."""
+    before, notes = Notes(), Notes()
+    before.add("moved", "a", pid=1)
+    before.add("moved", "b", pid=2)
+    notes.again(before.after(0)[1:])
+    notes.add("ended", "c")
+
+    assert [(n["serial"], n["what"], n["mount_id"]) for n in notes.after(0)] == [(1, "moved", "b"), (2, "ended", "c")]
+
+
 def test_the_longest_notes_fit() -> None:
     """A full answer of the longest names and words is within a message, however they are spelled."""
     notes = Notes()
