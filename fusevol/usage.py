@@ -18,6 +18,13 @@ class Usage(NamedTuple):
     limit_inodes: int | None
 
 
+class Entry(Protocol):
+    """What an operation changes of what was counted, written down where it outlives the process."""
+
+    def commit(self, used_bytes: int, used_inodes: int) -> None:
+        """From here on it is counted, and these are the counters. Called with the counters' lock held."""
+
+
 class Quota(Protocol):
     """A counter that says no. Thread-safe. ``fusevol.quota.ledger.Ledger`` is the one that exists.
 
@@ -31,8 +38,13 @@ class Quota(Protocol):
     def reserve_upto(self, nbytes: int, granule: int) -> int:
         """Set aside as much of *nbytes* as there is room for, a multiple of *granule*; returns it, 0 for none."""
 
-    def settle(self, reserved_bytes: int, reserved_inodes: int, nbytes: int, inodes: int) -> None:
-        """Give a reservation back and add what was really used: *nbytes* and *inodes*, negative where freed."""
+    def settle(
+        self, reserved_bytes: int, reserved_inodes: int, nbytes: int, inodes: int, entry: Entry | None = None
+    ) -> None:
+        """Give a reservation back and add what was really used: *nbytes* and *inodes*, negative where freed.
+
+        *entry* is committed with the counters as they are then.
+        """
 
     def usage(self) -> Usage:
         """The counters now, without what is only reserved."""

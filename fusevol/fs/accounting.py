@@ -29,11 +29,13 @@ Adding a name reserves the most that a directory can grow by: a volume within si
 writes to the last block, but may refuse new names.
 
 An unlinked inode is charged until the kernel has forgotten it and no file of it is open; only then its space is free.
+
+*Killed at any moment.* With a journal, each operation that may change what is counted is written down before it, and
+its result with the counters in one step, so that a later server knows the exact count (``fusevol.fs.recovery``).
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import threading
@@ -42,7 +44,9 @@ from types import TracebackType
 from typing import Final, Self
 
 from fusevol.fs import _libc, backing
-from fusevol.fs.nodes import Node, Nodes
+from fusevol.fs.memory import GONE, Entry, Journal
+from fusevol.fs.node import Node
+from fusevol.fs.nodes import Nodes
 from fusevol.fs.types import Quota, Usage
 
 NAME_COST: Final = 4
@@ -56,22 +60,13 @@ _PIECES: Final = 256
 """Extents for which a file's map takes a block, at least (340 on ext4, 250 on XFS)."""
 
 
-def _no_space() -> OSError:
-    return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-def _begin(node: Node, fd: int) -> None:
-    """Find out what has been counted of a node that an earlier server knew: what its inode has now."""
-    node.charged = os.fstat(fd).st_blocks * 512
-
-
 class Change:
     """An operation in names or attributes, as a context: reserves, locks, and settles by what was measured.
 
     Made by :meth:`Accounts.change`; inside it, :meth:`added` tells of a new inode.
     """
 
-    __slots__ = ("_accounts", "_bytes", "_inodes", "_locks", "_new_bytes", "_new_inodes", "_parts")
+    __slots__ = ("_accounts", "_bytes", "_entry", "_inodes", "_locks", "_new_bytes", "_new_inodes", "_parts")
 
     def __init__(self, accounts: Accounts, parts: list[tuple[Node, int]], nbytes: int, inodes: int) -> None:
         self._accounts = accounts
@@ -81,36 +76,77 @@ class Change:
         self._new_bytes = 0
         self._new_inodes = 0
         self._locks: list[threading.Lock] = []
+        self._entry: Entry | None = None
 
     def __enter__(self) -> Self:
         accounts = self._accounts
         accounts.reserve(self._bytes, self._inodes)
         unique = {node.number: (node, fd) for node, fd in self._parts}
         self._parts = [unique[number] for number in sorted(unique)]
-        for node, fd in self._parts:
-            lock = node.lock or accounts.lock_of(node)
-            lock.acquire()
-            self._locks.append(lock)
-            if node.charged < 0:
-                _begin(node, fd)
+        try:
+            for node, fd in self._parts:
+                lock = node.lock or accounts.lock_of(node)
+                lock.acquire()
+                self._locks.append(lock)
+                if node.charged < 0:
+                    accounts.know(node, fd)
+            if accounts.journal is not None:
+                self._entry = accounts.journal.begin([node.where for node, _ in self._parts])
+        except BaseException:
+            accounts.quota.settle(self._bytes, self._inodes, 0, 0)
+            self._unlock()
+            raise
         return self
 
-    def added(self, nbytes: int) -> None:
-        """An inode was made by this operation, which took *nbytes* at first."""
+    def _unlock(self) -> None:
+        for lock in reversed(self._locks):
+            lock.release()
+
+    def makes(self, parent: Node, fd: int, name: bytes, *, replaces: bool = False) -> None:
+        """An inode will be made as *name* in *parent*, where nothing of that name is, or where it *replaces* one.
+
+        Raises ``OSError(EEXIST)``.
+        """
+        if self._entry is None:
+            return
+        before = 0
+        if replaces:
+            before = os.stat(name, dir_fd=fd, follow_symlinks=False).st_ino
+        elif os.access(name, os.F_OK, dir_fd=fd, follow_symlinks=False):
+            raise OSError(errno.EEXIST, os.strerror(errno.EEXIST))
+        self._entry.makes(parent.where, name, before)
+
+    def unnames(self, node: Node) -> None:
+        """*node*, which need not be locked, loses a name, maybe the last one."""
+        if self._entry is not None:
+            self._entry.unnames(node.where)
+
+    def added(self, nbytes: int, node: Node | None = None) -> None:
+        """An inode was made by this operation, which took *nbytes* at first; *node* is its node if it has one."""
         self._new_bytes += nbytes
         self._new_inodes += 1
+        if self._entry is not None and node is not None:
+            self._entry.add(node.where, nbytes)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         try:
+            entry = self._entry
             delta = self._new_bytes
-            for node, fd in self._parts:
+            changed = self._new_inodes > 0
+            for place, (node, fd) in enumerate(self._parts):
                 now = os.fstat(fd).st_blocks * 512
-                delta += now - node.charged
-                node.charged = now
-            self._accounts.quota.settle(self._bytes, self._inodes, delta, self._new_inodes)
+                if now != node.charged:
+                    changed = True
+                    delta += now - node.charged
+                    node.charged = now
+                if entry is not None:
+                    entry.charge(place, now)
+            if entry is not None and not changed:
+                entry.cancel()
+                entry = None
+            self._accounts.quota.settle(self._bytes, self._inodes, delta, self._new_inodes, entry)
         finally:
-            for lock in reversed(self._locks):
-                lock.release()
+            self._unlock()
 
 
 class Accounts:
@@ -119,9 +155,10 @@ class Accounts:
     Lock order: inode locks by ascending node number, then the table's lock or the quota's, never both.
     """
 
-    def __init__(self, quota: Quota, nodes: Nodes, reclaim: Callable[[], None]) -> None:
+    def __init__(self, quota: Quota, nodes: Nodes, reclaim: Callable[[], None], journal: Journal | None = None) -> None:
         """*reclaim* is called without locks when space is short: it gives back what can be given back at once."""
         self.quota = quota
+        self.journal = journal
         self._reclaim = reclaim
         self._nodes = nodes
         nodes.gone = []
@@ -143,6 +180,36 @@ class Accounts:
             if node.lock is None:
                 node.lock = threading.Lock()
             return node.lock
+
+    def know(self, node: Node, fd: int) -> None:
+        """Find out what has been counted of *node*, whose lock is held: what its inode has now."""
+        node.charged = os.fstat(fd).st_blocks * 512
+        if self.journal is not None:
+            self.journal.know(node.where, node.charged)
+
+    def count(self, node: Node, fd: int) -> None:
+        """Count the inode of *node*, which has not been counted."""
+        entry = self._begin(node)
+        node.charged = os.fstat(fd).st_blocks * 512
+        if entry is not None:
+            entry.charge(0, node.charged)
+        self.quota.settle(0, 0, node.charged, 1, entry)
+
+    def resume(self) -> None:
+        """Go on with the inodes whose blocks an earlier server had seen moving.
+
+        What they hold is set aside even where there is no room for it: the next operation that needs some makes it.
+        """
+        for node in self._nodes.awake():
+            if node.moving:
+                self._moving[node] = None
+                node.hold = self._wanted_hold(node.charged)
+                self._held += node.hold
+        self.quota.settle(-self._held, 0, 0, 0)
+
+    def _wanted_hold(self, nbytes: int) -> int:
+        """Bytes that the map of a file of *nbytes* may take later."""
+        return self.block + nbytes // self.block // _PIECES * self.block
 
     def change(self, parts: list[tuple[Node, int]], blocks: int = 0, inodes: int = 0) -> Change:
         """A context for an operation on the nodes (and descriptors) of *parts* that takes up to *blocks* and *inodes*.
@@ -189,189 +256,31 @@ class Accounts:
             if node.moving:
                 with self._moving_lock:
                     self._moving.pop(node, None)
-            self.quota.settle(node.hold, 0, -node.charged, -1)
+            if node.charged < 0:  # no scan has found it, or it was never counted
+                self.quota.settle(node.hold, 0, 0, 0)
+            else:
+                entry = None
+                if self.journal is not None:
+                    entry = self.journal.begin((node.where,))
+                    entry.charge(0, GONE)
+                self.quota.settle(node.hold, 0, -node.charged, -1, entry)
             self._hold(node, -node.hold)
             self._nodes.settled(node)
 
-    # -- data ---------------------------------------------------------------------------------------------------------
+    def _begin(self, node: Node) -> Entry | None:
+        """*node*, whose lock is held, may grow or shrink from here on."""
+        return self.journal.begin((node.where,)) if self.journal is not None else None
 
-    def write(self, node: Node, fd: int, offset: int, data: bytes | memoryview) -> int:
-        """pwrite(2) of as much of *data* as the limit allows. Raises ``OSError(ENOSPC)`` if that is nothing."""
-        size = len(data)
-        if not size:
-            return 0
-        block = self.block
-        end = offset + size
-        lock = node.lock or self.lock_of(node)
-        if self._tight and self._roomy():
-            self._tight = False
-        with lock:
-            if node.charged < 0:
-                _begin(node, fd)
-            if self._is_allocated(node, fd, offset, end):
-                return os.pwrite(fd, data, offset)
-            if not self._tight:
-                wanted = end + -end % block - (offset - offset % block)
-                hold = 0
-                if self._moves:
-                    hold = max(0, block + (node.charged + wanted) // block // _PIECES * block - node.hold)
-                if not self._delays:
-                    wanted += block  # the map's
-                granted = self.quota.reserve_upto(wanted + hold, block)
-                if granted == wanted + hold:
-                    return self._write_reserved(node, fd, offset, data, granted, hold, allocate=not self._delays)
-                self.quota.settle(granted, 0, 0, 0)
-        self._reclaim()
-        if not self._tight:
-            self._tighten()
-        with lock:
-            written = self._write_tight(node, fd, offset, data, final=not self._held)
-        if written is None:
-            self._tighten()
-            with lock:
-                written = self._write_tight(node, fd, offset, data, final=True)
-        return written or 0
-
-    def _is_allocated(self, node: Node, fd: int, offset: int, end: int) -> bool:
-        """Whether every block from *offset* to *end* is there already; ``False`` if that is not quickly known.
-
-        Not by SEEK_HOLE, which looks as far as the next hole: in a file of 20 MB that took 34 us on XFS and tmpfs.
-        """
-        if self._kind == "tmpfs":
-            size = os.fstat(fd).st_size
-            return end <= size and node.charged >= size + -size % self.block
-        if self._kind not in {"ext4", "xfs"}:
-            return False  # btrfs looks for other users of each extent first
-        try:
-            return not backing.unmapped(fd, offset, end, 4)
-        except OSError:
-            return False
-
-    def _write_reserved(
-        self, node: Node, fd: int, offset: int, data: bytes | memoryview, reserved: int, hold: int, *, allocate: bool
-    ) -> int:
-        """Write, and settle *reserved*, of which up to *hold* is kept for blocks that come later."""
-        try:
-            if allocate:
-                self._allocate(fd, offset, len(data))
-            return os.pwrite(fd, data, offset)
-        finally:
-            self._account(node, fd, reserved, hold)
-
-    def _account(self, node: Node, fd: int, reserved: int, hold: int) -> None:
-        """Settle *reserved* with what *node* takes now, and keep up to *hold* of it."""
-        now = os.fstat(fd).st_blocks * 512
-        spent = now - node.charged
-        # what came that was held for is held no longer
-        hold = max(-node.hold, min(hold, reserved - spent))
-        self._hold(node, hold)
-        self.quota.settle(reserved - hold, 0, spent, 0)
+    def _settle(self, node: Node, now: int, reserved: int, entry: Entry | None) -> None:
+        """*node*, whose lock is held, takes *now* bytes."""
+        if entry is not None:
+            if now != node.charged:
+                entry.charge(0, now)
+            else:
+                entry.cancel()
+                entry = None
+        self.quota.settle(reserved, 0, now - node.charged, 0, entry)
         node.charged = now
-        self.moves(node)
-
-    def _write_tight(self, node: Node, fd: int, offset: int, data: bytes | memoryview, *, final: bool) -> int | None:
-        """Write what fits. ``None`` if that is not all, and more may fit when holds are given back; not if *final*."""
-        block = self.block
-        end = offset + len(data)
-        holes = backing.holes(fd, offset - offset % block, end + -end % block, block)
-        need = sum(stop - start for start, stop in holes)
-        spare = block if node.hold < block and self._map_may_grow(fd, len(holes)) else 0
-        granted = self.quota.reserve_upto(need + spare, block)
-        if granted < need + spare:
-            if not final:
-                self.quota.settle(granted, 0, 0, 0)
-                return None
-            joins = self._joins(fd, offset, holes)
-            if joins or not need:
-                spare = 0
-            end = self._fitting(holes, offset, end, granted - spare)
-            if end <= offset:
-                self.quota.settle(granted, 0, 0, 0)
-                raise _no_space()
-            data = data[: end - offset]
-            if joins and self._map_may_grow(fd, len(holes), splits=0):
-                return self._write_last(node, fd, offset, data, granted)
-        return self._write_reserved(node, fd, offset, data, granted, spare, allocate=need > 0)
-
-    def _write_last(self, node: Node, fd: int, offset: int, data: bytes | memoryview, reserved: int) -> int:
-        """Append, and cut off what was appended last if the file's map took a block for which there is no room."""
-        block = self.block
-        before = kept = os.fstat(fd).st_size
-        try:
-            self._allocate(fd, offset, len(data))
-            kept = offset + os.pwrite(fd, data, offset)
-            os.fdatasync(fd)
-            if os.fstat(fd).st_blocks * 512 - node.charged > reserved + node.hold:
-                kept = max(before, (kept - 1) // block * block)
-                os.ftruncate(fd, kept)
-        finally:
-            self._account(node, fd, reserved, 0)
-        if kept <= offset:
-            raise _no_space()
-        return kept - offset
-
-    def _joins(self, fd: int, offset: int, holes: list[tuple[int, int]]) -> bool:
-        """Whether what is written only lengthens the last piece of the file."""
-        size = os.fstat(fd).st_size
-        return len(holes) == 1 and size <= offset <= size + -size % self.block
-
-    def _map_may_grow(self, fd: int, more: int, *, splits: int = 2) -> bool:
-        """Whether *more* pieces of the file may take a block of its own for the map, now or at write-back.
-
-        Write-back splits a preallocated piece into up to three, one after the other.
-        """
-        if self._kind == "tmpfs":
-            return False
-        if self._kind not in {"ext4", "xfs"}:
-            return splits > 0  # btrfs counts a block that is copied twice, until write-back
-        pieces = backing.pieces(fd)
-        most = pieces + more + splits
-        if self._kind == "ext4":  # four pieces are in the inode
-            return pieces <= 4 < most or most % 340 < more + 6
-        return most > 9 and (pieces <= 24 or most % 125 < more + 6)  # about 21 pieces, 9 beside extended attributes
-
-    @staticmethod
-    def _fitting(holes: list[tuple[int, int]], offset: int, end: int, room: int) -> int:
-        """Where a write from *offset* to *end* must stop to allocate *room* bytes of *holes* at most."""
-        for start, stop in holes:
-            if stop - start > room:
-                return max(offset, min(end, start + room))
-            room -= stop - start
-        return end
-
-    @staticmethod
-    def _allocate(fd: int, offset: int, length: int) -> None:
-        try:
-            _libc.fallocate(fd, _libc.FALLOC_FL_KEEP_SIZE, offset, length)
-        except OSError as e:
-            if e.errno not in {errno.EOPNOTSUPP, errno.ENOSYS}:
-                raise
-
-    def allocate(self, node: Node, fd: int, mode: int, offset: int, length: int) -> None:
-        """fallocate(2), whole or not at all."""
-        block = self.block
-        if not mode & _libc.FALLOC_FL_PUNCH_HOLE:
-            with contextlib.suppress(OSError):  # what is left is seen below
-                self.reserve(offset % block + length + 2 * block, 0)
-                self.quota.settle(offset % block + length + 2 * block, 0, 0, 0)
-        nbytes = 0 if mode & _libc.FALLOC_FL_PUNCH_HOLE else offset % block + length + 2 * block
-        with node.lock or self.lock_of(node):
-            if node.charged < 0:
-                _begin(node, fd)
-            try:
-                self.quota.reserve(nbytes, 0)
-            except OSError:
-                end = offset + length
-                holes = backing.holes(fd, offset - offset % block, end + -end % block, block)
-                nbytes = sum(stop - start for start, stop in holes)
-                self.quota.reserve(nbytes, 0)
-            try:
-                _libc.fallocate(fd, mode, offset, length)
-            finally:
-                now = os.fstat(fd).st_blocks * 512
-                self.quota.settle(nbytes, 0, now - node.charged, 0)
-                node.charged = now
-            self.moves(node)
 
     # -- what moves by itself -----------------------------------------------------------------------------------------
 
@@ -379,6 +288,8 @@ class Accounts:
         """The blocks of *node*, whose lock is held, may change by themselves until the next sync."""
         if self._moves and not node.moving:
             node.moving = True
+            if self.journal is not None:
+                self.journal.moves(node.where, value=True)
             with self._moving_lock:
                 self._moving[node] = None
 
@@ -387,12 +298,13 @@ class Accounts:
         with node.lock or self.lock_of(node):
             now = os.fstat(fd).st_blocks * 512
             if node.charged < 0:
-                _begin(node, fd)
+                self.know(node, fd)
             if now != node.charged or (synced and node.hold):
                 hold = node.hold if synced and not node.moving else max(0, min(node.hold, now - node.charged))
                 self._hold(node, -hold)
-                self.quota.settle(hold, 0, now - node.charged, 0)
-                node.charged = now
+                self._settle(node, now, hold, self._begin(node))
+            if synced and not node.moving and self.journal is not None:
+                self.journal.moves(node.where, value=False)
 
     def settle(self) -> None:
         """Measure all inodes whose blocks may have moved."""

@@ -10,7 +10,7 @@ from typing import Final
 from fusevol.fs import _libc
 from fusevol.fs.files import OpenFile
 from fusevol.fs.names import Names, failure
-from fusevol.fs.nodes import Node
+from fusevol.fs.node import Node
 from fusevol.fs.types import SetAttr
 
 _XATTR_BLOCKS: Final = 2

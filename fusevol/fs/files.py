@@ -8,7 +8,7 @@ import os
 from typing import Generic, TypeVar
 
 from fusevol.fs.memory import Memory
-from fusevol.fs.nodes import Node
+from fusevol.fs.node import Node
 
 
 class OpenFile:

@@ -21,14 +21,16 @@ from time import monotonic
 from typing import Final, NamedTuple
 
 from fusevol.fs import _libc, backing
-from fusevol.fs.accounting import Accounts
 from fusevol.fs.attributes import Attributes
 from fusevol.fs.files import Handles, Numbers, OpenDirectory, OpenFile
 from fusevol.fs.identity import Identity
 from fusevol.fs.memory import FileRecord, Memory
 from fusevol.fs.names import DROPPED, failure
-from fusevol.fs.nodes import Node, Nodes
+from fusevol.fs.node import Node
+from fusevol.fs.nodes import Nodes
+from fusevol.fs.recovery import settle_unfinished
 from fusevol.fs.types import CACHE_EXCLUSIVE, CachePolicy, DirEntry, Quota, StatFs, Usage
+from fusevol.fs.writing import Writer
 
 _PUT_OFF_MOST: Final = 256
 _PATIENCE: Final = 0.02
@@ -55,6 +57,8 @@ class FileSystem(Attributes):
     *quota* is asked before anything grows. *descriptors* bounds the O_PATH descriptors that cached inodes hold.
     """
 
+    _accounts: Writer | None
+
     def __init__(
         self,
         source: str,
@@ -66,10 +70,12 @@ class FileSystem(Attributes):
         descriptors: int = 8192,
         memory: Memory | None = None,
     ) -> None:
-        """*memory* is what an earlier server of the same connection has left, or takes what a later one may need."""
+        """*memory* is what an earlier server of the same connection has left, or takes what a later one may need.
+
+        Raises ``OSError``, and :class:`~fusevol.fs.recovery.CountersError` if *quota* can't be made right with it.
+        """
         self.cache = cache
         self._nodes = Nodes(source, descriptors, memory)
-        self._accounts = Accounts(quota, self._nodes, self._reclaim) if quota is not None else None
         self._put_off: deque[tuple[int, int]] = deque()
         """Nodes that the kernel has forgotten, and how many lookups each."""
         self._freed = threading.Condition()
@@ -79,16 +85,27 @@ class FileSystem(Attributes):
         """Set by a transport: see to it that others read what the kernel says while this thread waits for that."""
         self._identity = Identity()
         self._memory = memory if self._nodes.survives else None
+        journal = self._memory.journal if self._memory is not None else None
+        self._accounts = Writer(quota, self._nodes, self._reclaim, journal) if quota is not None else None
         numbers = Numbers()
         self._files: Handles[OpenFile] = Handles(numbers, self._memory)
         self._dirs: Handles[OpenDirectory] = Handles(numbers, self._memory)
         self.backings: list[tuple[int, int]] = []
         """Node and backing id of each file that was open when an earlier server ended, and that had one."""
+        self.unfinished = 0
+        """How many operations that are counted were in flight when an earlier server was killed."""
         if self._memory is not None:
-            numbers.begin_after(self._restore(self._memory))
-            if quota is not None:
-                for node in self._nodes.nameless():  # no scan has found these
-                    quota.settle(0, 0, node.charged, 1)
+            try:
+                numbers.begin_after(self._restore(self._memory))
+                if self._accounts is not None:
+                    self.unfinished = settle_unfinished(self._nodes, self._accounts, self._memory.journal)
+                self._nodes.leave_unused()
+                if self._accounts is not None:
+                    self._accounts.collect()
+            except BaseException:
+                self._close_files()
+                self._nodes.close()
+                raise
         self._read_only = read_only
         self._devices = devices
 
@@ -437,13 +454,16 @@ class FileSystem(Attributes):
         """Counts of what is held."""
         return FsStats(len(self._nodes), len(self._files), len(self._dirs), self._nodes.descriptors())
 
-    def close(self) -> None:
-        """Give back everything; the accounts are settled before. Nothing may be called afterwards."""
-        self._put_off.clear()
+    def _close_files(self) -> None:
         for file in self._files.values():
             os.close(file.fd)
         for directory in self._dirs.values():
             os.close(directory.fd)
+
+    def close(self) -> None:
+        """Give back everything; the accounts are settled before. Nothing may be called afterwards."""
+        self._put_off.clear()
+        self._close_files()
         self._nodes.end()
         if self._accounts is not None:
             self._accounts.collect()

@@ -15,7 +15,8 @@ from fusevol.fs import _libc
 from fusevol.fs.accounting import INODE_COST, NAME_COST, Accounts, Change
 from fusevol.fs.files import Handles, OpenFile
 from fusevol.fs.identity import Identity
-from fusevol.fs.nodes import Node, Nodes
+from fusevol.fs.node import Node
+from fusevol.fs.nodes import Nodes
 from fusevol.fs.types import Caller, Entry
 
 _Directory = tuple[Node, int]
@@ -129,11 +130,18 @@ class Names(ABC):
         fd = nodes.pin(above)
         try:
             with self._change([(above, fd)], NAME_COST + INODE_COST, 1) as change:
+                if change is not None:
+                    change.makes(above, fd, name)
                 with self._identity.of(caller):
                     make(fd)
-                node, st = nodes.find(above, fd, name)
+                try:
+                    node, st = nodes.find(above, fd, name, new=True)
+                except OSError:  # no descriptor is left: it was made all the same
+                    if change is not None:
+                        change.added(os.stat(name, dir_fd=fd, follow_symlinks=False).st_blocks * 512)
+                    raise
                 if change is not None:
-                    change.added(st.st_blocks * 512)
+                    change.added(node.charged, node)
         except OSError as e:
             _exists_first(e, fd, name)
             raise
@@ -207,7 +215,7 @@ class Names(ABC):
                     os.close(fd)
                     raise
                 if change is not None:
-                    change.added(node.charged)
+                    change.added(node.charged, node)
         finally:
             nodes.unpin(above)
         return Entry(node.number, node.generation, os.fstat(fd)), self._files.add(
@@ -256,9 +264,11 @@ class Names(ABC):
         above = nodes.get(parent)
         up = nodes.pin(above)
         try:
-            with self._change([(above, up)]):
+            with self._change([(above, up)]) as change:
                 node, fd, st = nodes.take(above, up, name)
                 try:
+                    if change is not None:
+                        change.unnames(node)
                     if st.st_nlink == 1:
                         nodes.losing(node, fd)
                     remove(name, dir_fd=up)
@@ -293,19 +303,23 @@ class Names(ABC):
         left = 1 if flags & _libc.RENAME_WHITEOUT else 0  # a new inode in the old place
         try:
             with self._change([source, target], NAME_COST + left * INODE_COST, left) as change:
-                self._move(source, name, target, newname, flags)
+                if left and change is not None:
+                    change.makes(*source, name, replaces=True)
+                self._move(source, name, target, newname, flags, change)
                 if left and change is not None:
                     change.added(os.stat(name, dir_fd=source[1], follow_symlinks=False).st_blocks * 512)
         except OSError as e:
             if e.errno != errno.ENOSPC or left or not _exists(target[1], newname):
                 raise
             # what takes another one's place needs no room
-            with self._change([source, target]):
+            with self._change([source, target]) as change:
                 if not _exists(target[1], newname):
                     raise
-                self._move(source, name, target, newname, flags)
+                self._move(source, name, target, newname, flags, change)
 
-    def _move(self, source: _Directory, name: bytes, target: _Directory, newname: bytes, flags: int) -> None:
+    def _move(
+        self, source: _Directory, name: bytes, target: _Directory, newname: bytes, flags: int, change: Change | None
+    ) -> None:
         """Rename, and tell the table. Both directories are locked, where there is an accounting."""
         nodes = self._nodes
         (above, up), (newabove, newup) = source, target
@@ -314,8 +328,11 @@ class Names(ABC):
         try:
             with contextlib.suppress(FileNotFoundError):
                 over = nodes.take(newabove, newup, newname)
-            if over is not None and over[2].st_nlink == 1 and not flags:
-                nodes.losing(over[0], over[1])
+            if over is not None and not flags & (_libc.RENAME_EXCHANGE | _libc.RENAME_NOREPLACE):
+                if change is not None:
+                    change.unnames(over[0])
+                if over[2].st_nlink == 1:
+                    nodes.losing(over[0], over[1])
             _libc.rename(up, name, newup, newname, flags)
             if over is not None and over[0] is moved:
                 return  # two names of one inode: rename(2) does nothing

@@ -10,6 +10,9 @@ Where there are no handles (backing store, or no CAP_DAC_READ_SEARCH), a node is
 and refused with ESTALE if another inode is found there. A node whose last known name was removed, or which is on
 another device than the root, keeps its descriptor.
 
+A node is in the session memory, if there is one, for as long as it is here; if its inode is counted and has no name,
+until that was settled (:meth:`Nodes.settled`). What the server does for itself *pins* a node; lookups are the kernel's.
+
 Lock discipline: ``_lock`` guards all fields of nodes but ``charged``, ``hold`` and ``moving`` (see accounting). System
 calls within it are close(2) of an inode that lives on, name_to_handle_at(2), fstat(2) of a new inode and what parks a
 descriptor only, and the session memory's lock is the only one that is taken within it. A descriptor is used only
@@ -26,123 +29,45 @@ from collections.abc import Iterable
 from typing import Final
 
 from fusevol.fs import _libc
-from fusevol.fs.memory import Memory
+from fusevol.fs.inherited import OTHER_NUMBERS, Heir
+from fusevol.fs.memory import UNCOUNTED, UNKNOWN, Memory
+from fusevol.fs.node import Node, stale
 from fusevol.fs.types import ROOT_NODE
 
 _PATH: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
-_OTHER_NUMBERS: Final = 1 << 62
-"""Where node numbers start that are not inode numbers; no filesystem in use has inode numbers of that size."""
 
 
-class Node:
-    """One inode. Fields are the table's and the accounting's; others read ``number`` and ``generation``."""
-
-    __slots__ = (
-        "charged",
-        "fd",
-        "generation",
-        "handle",
-        "hold",
-        "key",
-        "lock",
-        "lookups",
-        "moving",
-        "name",
-        "number",
-        "opens",
-        "parent",
-        "pins",
-        "unlinked",
-        "where",
-    )
-
-    def __init__(self, number: int, generation: int, key: tuple[int, int], fd: int, charged: int) -> None:
-        self.number = number
-        self.generation = generation
-        self.key = key
-        self.fd = fd
-        self.lookups = 0
-        self.opens = 0
-        self.pins = 0
-        self.handle: bytes | None = None
-        self.parent: Node | None = None
-        self.name: bytes | None = None
-        self.unlinked = False
-        self.charged = charged
-        """Bytes that the accounting has counted; negative: what it has now, unless an operation is under way."""
-        self.where = -1
-        """Its record in the session memory, if there is one."""
-        self.hold = 0
-        self.moving = False
-        self.lock: threading.Lock | None = None
-
-    def __repr__(self) -> str:
-        return f"<Node {self.number} fd={self.fd} lookups={self.lookups} opens={self.opens} pins={self.pins}>"
-
-
-def stale() -> OSError:
-    """The error for an inode that is gone."""
-    return OSError(errno.ESTALE, os.strerror(errno.ESTALE))
-
-
-class Nodes:
+class Nodes(Heir):
     """The table. Thread-safe."""
 
     def __init__(self, source: str, descriptors: int, memory: Memory | None = None) -> None:
         """*memory* has the nodes of an earlier server of the same connection, and is told of all changes."""
         self._lock = threading.Lock()
-        self._memory: Memory | None = None
+        self._memory = None
+        self._inherited = None
+        self._doubtful = 0
         self._limit = max(descriptors, 16)
         self._generation = 1
-        self._other = _OTHER_NUMBERS
+        self._other = OTHER_NUMBERS
         self._mount = os.open(source, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         fd = os.open(source, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         st = os.fstat(fd)
         self.root = Node(ROOT_NODE, 0, (st.st_dev, st.st_ino), fd, st.st_blocks * 512)
         self.root.lookups = 1
         self._device = st.st_dev
-        self._by_number: dict[int, Node] = {ROOT_NODE: self.root}
-        self._by_key: dict[tuple[int, int], Node] = {self.root.key: self.root}
-        self._open: OrderedDict[Node, None] = OrderedDict()
+        self._by_number = {ROOT_NODE: self.root}
+        self._by_key = {self.root.key: self.root}
+        self._open = OrderedDict()
         self.handles = self._have_handles()
         self._nameless: dict[Node, None] = {}
         self._dropped: list[int] = []
         """Descriptors of nodes that are gone, to be closed."""
-        self.gone: list[Node] | None = None
-        """Unlinked nodes that nobody knows any longer, whose space is free now: where there is an accounting it takes
-        them, and says so to :meth:`settled`."""
-        if memory is not None and self.handles and len(_libc.file_handle(fd)) <= memory.longest_handle:
-            self._restore(memory)
-            self._memory = memory
-
-    def _restore(self, memory: Memory) -> None:
-        parked = memory.parked()
-        for record in memory.nodes():
-            node = Node(record.number, record.generation, (record.device, record.inode), -1, -1)
-            node.lookups, node.where, node.handle = record.lookups, record.where, record.handle
-            self._by_number[node.number] = self._by_key[node.key] = node
-            self._generation = max(self._generation, node.generation)
-            if node.number >= _OTHER_NUMBERS:
-                self._other = max(self._other, node.number)
-            node.unlinked = record.unlinked or node.number in parked
-            if node.unlinked:
-                self._restore_nameless(node, parked.pop(node.number, -1))
-        for fd in parked.values():
-            os.close(fd)
-
-    def _restore_nameless(self, node: Node, fd: int) -> None:
-        """Reach an inode without a name: by the descriptor that was kept of it, or while somebody has it open."""
-        if fd < 0:
-            try:
-                fd = _libc.open_handle(self._mount, node.handle or b"", os.O_PATH)
-            except OSError:
-                return  # it is gone: ESTALE
-        st = os.fstat(fd)
-        node.unlinked = st.st_nlink == 0
-        if node.unlinked:
-            self._nameless[node] = None
-        node.fd, node.charged = fd, st.st_blocks * 512
-        self._open[node] = None
+        self.gone = None
+        if memory is not None and self.handles:
+            handle = _libc.file_handle(fd)
+            if len(handle) <= memory.longest_handle:
+                self._memory = memory
+                self._inherit(memory, handle)
 
     @property
     def survives(self) -> bool:
@@ -171,12 +96,13 @@ class Nodes:
         return self._mount
 
     def __len__(self) -> int:
-        return len(self._by_number)
+        return len(self._by_number) + (len(self._inherited) if self._inherited is not None else 0)
 
     def numbers(self) -> list[int]:
         """The numbers of all nodes but the root."""
         with self._lock:
-            return [number for number in self._by_number if number != ROOT_NODE]
+            left = self._inherited.numbers() if self._inherited is not None else []
+            return left + [number for number in self._by_number if number != ROOT_NODE]
 
     def descriptors(self) -> int:
         """How many O_PATH descriptors are open, the root's included."""
@@ -184,10 +110,13 @@ class Nodes:
 
     def get(self, number: int) -> Node:
         """The node of *number*. Raises ``OSError(ESTALE)`` if there is none."""
-        try:
-            return self._by_number[number]
-        except KeyError:
-            raise stale() from None
+        node = self._by_number.get(number)
+        if node is None and self._inherited is not None:
+            with self._lock:
+                node = self._wake(number)
+        if node is None:
+            raise stale()
+        return node
 
     def path(self, number: int) -> str | None:
         """Where an inode is below the root, which is ``.``, as far as a descriptor of it tells.
@@ -292,11 +221,14 @@ class Nodes:
 
     # -- finding ------------------------------------------------------------------------------------------------------
 
-    def find(self, parent: Node, above: int, name: bytes) -> tuple[Node, os.stat_result]:
-        """Look *name* up in *parent*, whose descriptor is *above*; the node has one lookup more. Raises ``OSError``."""
+    def find(self, parent: Node, above: int, name: bytes, *, new: bool = False) -> tuple[Node, os.stat_result]:
+        """Look *name* up in *parent*, whose descriptor is *above*; the node has one lookup more. Raises ``OSError``.
+
+        *new*: its inode was just made, and is not counted yet.
+        """
         fd = os.open(name, _PATH, dir_fd=above)
         try:
-            return self._enter(fd, os.fstat(fd), parent, name)
+            return self._enter(fd, os.fstat(fd), parent, name, new=new)
         except BaseException:
             os.close(fd)
             raise
@@ -319,10 +251,12 @@ class Nodes:
             self.forget([(node.number, 1)])
         return node, fd, st
 
-    def _enter(self, fd: int, st: os.stat_result, parent: Node, name: bytes) -> tuple[Node, os.stat_result]:
+    def _enter(
+        self, fd: int, st: os.stat_result, parent: Node, name: bytes, *, new: bool
+    ) -> tuple[Node, os.stat_result]:
         key = (st.st_dev, st.st_ino)
         with self._lock:
-            node = self._by_key.get(key)
+            node = self._by_key.get(key) or self._wake_inode(key)
             if node is not None and node.fd < 0 and not self._same(node, fd):
                 self._by_key.pop(
                     key
@@ -334,7 +268,7 @@ class Nodes:
                 st = os.fstat(fd)
                 if st.st_nlink == 0:  # removed since it was opened, and its node with it
                     raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
-                node = self._add(fd, st, 1)
+                node = self._add(fd, st, 1, counted=not new)
                 if not self.handles:
                     node.parent, node.name = parent, name
                 return self._settled(node), st
@@ -360,10 +294,10 @@ class Nodes:
             node.pins -= 1
         return node
 
-    def _add(self, fd: int, st: os.stat_result, lookups: int) -> Node:
-        """A new node, which keeps *fd*. Called with the lock."""
+    def _add(self, fd: int, st: os.stat_result, lookups: int, *, counted: bool) -> Node:
+        """A new node, which keeps *fd*. *counted*: what its inode has is part of what was counted. With the lock."""
         number = st.st_ino
-        if number <= ROOT_NODE or number in self._by_number:
+        if number <= ROOT_NODE or number in self._by_number or (self._inherited and number in self._inherited):
             self._other += 1
             number = self._other
         self._generation += 1
@@ -372,7 +306,8 @@ class Nodes:
         if self._memory is not None:
             if node.key[0] == self._device:
                 node.handle = _libc.file_handle(fd)
-            node.where = self._memory.add_node(number, self._generation, node.key, lookups, node.handle or b"")
+            charged = node.charged if counted else UNCOUNTED
+            node.where = self._memory.add_node(number, self._generation, node.key, lookups, charged, node.handle or b"")
         self._by_number[number] = self._by_key[node.key] = node
         self._open[node] = None
         return node
@@ -386,7 +321,7 @@ class Nodes:
         fd = os.open(_libc.BY_FD % opened, os.O_PATH | os.O_CLOEXEC)
         st = os.fstat(fd)
         with self._lock:
-            node = self._add(fd, st, 1)
+            node = self._add(fd, st, 1, counted=False)
             node.opens = 1
             self._set_unlinked(node, value=True)
             self._park(node, fd)
@@ -436,17 +371,20 @@ class Nodes:
             self._close_dropped()
 
     def forget(self, numbers: Iterable[tuple[int, int]]) -> None:
-        """Take lookups back, so many of each node number; without any, and not open, a node is gone.
+        """The kernel takes lookups back, so many of each node number; without any, and not open, a node is gone.
 
-        A number that is not known is skipped.
+        A number that is not known is skipped. A count that an earlier server has left may be too high. It does not keep
+        an inode without a name: the kernel gives back all lookups of an inode at once, but for those of a name that it
+        has just asked for.
         """
         with self._lock:
             for number, count in numbers:
-                node = self._by_number.get(number)
+                node = self._wake(number)
                 if node is None or node is self.root:
                     continue
-                node.lookups = max(0, node.lookups - count)
-                if self._memory is not None and node.lookups:
+                doubtful = node.unlinked and node.generation <= self._doubtful
+                node.lookups = 0 if doubtful else max(0, node.lookups - count)
+                if self._memory is not None:
                     self._memory.set_lookups(node.where, node.lookups)
                 if not node.lookups and not node.opens and not node.pins:
                     self._drop(node)
@@ -472,29 +410,34 @@ class Nodes:
             return  # the accounting will look at it again: its unpin() drops it
         if self._by_number.get(node.number) is not node:
             return
-        del self._by_number[node.number]
+        self._forget(node)
+        if node.unlinked and self.gone is not None:
+            self.gone.append(node)
+            return
+        self._nameless.pop(node, None)
         if self._memory is not None:
             self._memory.drop_node(node.where)
-            if node.unlinked:
-                self._memory.unpark(node.number)
+
+    def _forget(self, node: Node) -> None:
+        """Take *node* out of the table, but not out of the session memory."""
+        del self._by_number[node.number]
         if self._by_key.get(node.key) is node:
             del self._by_key[node.key]
+        if node.unlinked and self._memory is not None:
+            self._memory.unpark(node.number)
         if node.fd >= 0:
-            if node.unlinked and node.charged < 0:
+            if node.unlinked and node.charged == UNKNOWN:
                 node.charged = os.fstat(node.fd).st_blocks * 512
             self._open.pop(node, None)
             self._dropped.append(node.fd)
             node.fd = -1
-        if node.unlinked:
-            if self.gone is None:
-                self._nameless.pop(node, None)
-            else:
-                self.gone.append(node)
 
     def settled(self, node: Node) -> None:
-        """The space of *node*, which was ``gone``, can be used."""
+        """The space of *node*, which was ``gone``, can be used; it is counted no longer."""
         with self._lock:
             self._nameless.pop(node, None)
+            if self._memory is not None:
+                self._memory.drop_node(node.where)
 
     def _close_dropped(self) -> None:
         """Close the descriptors of nodes that are gone. Called without the lock: freeing an inode takes its time.

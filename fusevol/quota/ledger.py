@@ -2,7 +2,8 @@
 
 Every change is reserved with the most that it can cost, made, and settled with what it did cost. A plain lock around
 integers is all there is: reserve and settle together take less than a microsecond and a half, far below any system
-call that they guard. Counters live in memory; the disk knows only "in use" or, after a clean end, what they were.
+call that they guard. The disk knows only "in use" or, after a clean end, what the counters were; while a volume is in
+use they live in memory, and where somebody keeps that for a killed process (*counters*) the next one goes on with them.
 """
 
 from __future__ import annotations
@@ -12,12 +13,25 @@ import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Self
+from typing import Protocol, Self
 
 from fusevol.files import sync_filesystem
 from fusevol.quota.checkpoint import Checkpoint, Identity
 from fusevol.quota.scan import ScanProgress, scan
-from fusevol.usage import Usage
+from fusevol.usage import Entry, Usage
+
+
+class Counters(Protocol):
+    """Where counters and limits outlive the process."""
+
+    def load(self) -> Usage | None:
+        """What an earlier process had counted, to the last operation that it had settled; ``None`` if not known."""
+
+    def start(self, counted: Usage) -> None:
+        """Begin with these values: what is in the tree was counted, and nothing is under way."""
+
+    def set_limits(self, limit_bytes: int | None, limit_inodes: int | None) -> None:
+        """The limits have changed."""
 
 
 class Ledger:
@@ -26,6 +40,7 @@ class Ledger:
     __slots__ = (
         "_checkpoint",
         "_closed",
+        "_counters",
         "_identity",
         "_limit_bytes",
         "_limit_inodes",
@@ -42,23 +57,18 @@ class Ledger:
         checkpoint: Path,
         source: Path,
         identity: Identity,
-        *,
-        used_bytes: int,
-        used_inodes: int,
-        limit_bytes: int | None,
-        limit_inodes: int | None,
+        counted: Usage,
+        counters: Counters | None,
     ) -> None:
         """Use :meth:`open`, which finds the counters."""
         self._checkpoint = checkpoint
         self._source = source
         self._identity = identity
+        self._counters = counters
         self._lock = threading.Lock()
-        self._used_bytes = used_bytes
-        self._used_inodes = used_inodes
+        self._used_bytes, self._used_inodes, self._limit_bytes, self._limit_inodes = counted
         self._reserved_bytes = 0
         self._reserved_inodes = 0
-        self._limit_bytes = limit_bytes
-        self._limit_inodes = limit_inodes
         self._closed = False
 
     @classmethod
@@ -70,31 +80,29 @@ class Ledger:
         limit_bytes: int | None,
         limit_inodes: int | None,
         progress: Callable[[ScanProgress], None] | None = None,
+        counters: Counters | None = None,
     ) -> Self:
         """The ledger of the tree at *source*, which nobody may change but through it until :meth:`close`.
 
-        A checkpoint from a clean end is trusted, otherwise the tree is counted, with *progress*. Before this returns,
-        the checkpoint is durably marked as in use. Raises ``OSError``.
+        What *counters* know of an earlier process is taken as it is, with the limits as they were then. Otherwise a
+        checkpoint from a clean end is trusted, or the tree is counted, with *progress*; *counters* start with that.
+        Before this returns, the checkpoint is durably marked as in use. Raises ``OSError``.
         """
         identity = Identity.of(source)
         found = Checkpoint.load(checkpoint)
-        trusted = found is not None and found.clean and found.source == identity
         if found is None or found.clean:
             # before a scan too: should this process die, the next one counts again
             Checkpoint(False, 0, 0, identity).save(checkpoint)
-        if found is not None and trusted:
-            nbytes, inodes = found.used_bytes, found.used_inodes
-        else:
-            nbytes, inodes = scan(source, progress)
-        return cls(
-            checkpoint,
-            source,
-            identity,
-            used_bytes=nbytes,
-            used_inodes=inodes,
-            limit_bytes=limit_bytes,
-            limit_inodes=limit_inodes,
-        )
+        counted = counters.load() if counters is not None else None
+        if counted is None:
+            if found is not None and found.clean and found.source == identity:
+                nbytes, inodes = found.used_bytes, found.used_inodes
+            else:
+                nbytes, inodes = scan(source, progress)
+            counted = Usage(nbytes, inodes, limit_bytes, limit_inodes)
+            if counters is not None:
+                counters.start(counted)
+        return cls(checkpoint, source, identity, counted, counters)
 
     def reserve(self, nbytes: int, inodes: int) -> None:
         """Set *nbytes* and *inodes* aside. Raises ``OSError(ENOSPC)`` and reserves nothing if that is too much.
@@ -122,16 +130,20 @@ class Ledger:
             self._reserved_bytes += nbytes
             return nbytes
 
-    def settle(self, reserved_bytes: int, reserved_inodes: int, nbytes: int, inodes: int) -> None:
+    def settle(
+        self, reserved_bytes: int, reserved_inodes: int, nbytes: int, inodes: int, entry: Entry | None = None
+    ) -> None:
         """Give a reservation back and add what was really used: *nbytes* and *inodes*, negative where freed.
 
-        It records the truth, whatever that is; that it stays within the reservation is the caller's promise.
+        *entry* is committed with the counters as they are then.
         """
         with self._lock:
             self._reserved_bytes -= reserved_bytes
             self._reserved_inodes -= reserved_inodes
             self._used_bytes += nbytes
             self._used_inodes += inodes
+            if entry is not None:
+                entry.commit(self._used_bytes, self._used_inodes)
 
     def usage(self) -> Usage:
         """The counters now, without what is only reserved."""
@@ -148,6 +160,8 @@ class Ledger:
         with self._lock:
             self._limit_bytes = limit_bytes
             self._limit_inodes = limit_inodes
+            if self._counters is not None:
+                self._counters.set_limits(limit_bytes, limit_inodes)
 
     def recount(self, source: Path) -> Usage:
         """Count the tree at *source* anew and return that, beside the limits. The own counters stay as they are."""

@@ -31,6 +31,7 @@ from fusevol import __version__
 from fusevol.errors import FusevolError, UnavailableError, UsageError
 from fusevol.files import sync_filesystem
 from fusevol.fs import FileSystem
+from fusevol.fs.recovery import CountersError
 from fusevol.fs.types import CACHE_EXCLUSIVE, CACHE_NONE, CACHE_SHARED, CachePolicy
 from fusevol.quota.ledger import Ledger
 from fusevol.quota.scan import ScanProgress
@@ -97,16 +98,7 @@ class Server:
         try:
             descriptors = privileges.settle(self.spec.descriptors)
             os.umask(0)  # callers have their own
-            self._ledger = self._open_ledger()
-            self._fs = FileSystem(
-                self.spec.source,
-                cache=_CACHE[self.spec.cache],
-                quota=self._ledger,
-                read_only=self.spec.read_only,
-                devices=self.spec.devices,
-                descriptors=descriptors,
-                memory=memory,
-            )
+            self._fs = self._filesystem(memory, descriptors)
             session = self._session = self._mount(memory)
             signal.signal(signal.SIGTERM, self._on_signal)
             signal.signal(signal.SIGINT, self._on_signal)
@@ -115,6 +107,8 @@ class Server:
             _settle_memory()
             what = "serving" if self._held is None else "took over"
             log.info("%s %s at %s", what, self.spec.source, self.spec.mountpoint)
+            if self._fs.unfinished:
+                log.info("settled operations of the earlier server that were in flight: %d", self._fs.unfinished)
             return self._end(session.serve(self._on_init))
         finally:
             control.close()
@@ -140,13 +134,35 @@ class Server:
             return SessionMemory.adopt(self._held.session, (self._held.lot_in, self._held.lot_out))
         return SessionMemory.create() if self._holder is not None else None
 
-    def _open_ledger(self) -> Ledger | None:
+    def _filesystem(self, memory: SessionMemory | None, descriptors: int) -> FileSystem:
+        """The tree with its quota. Where what an earlier server has left cannot be understood, all of it is counted."""
+        spec = self.spec
+        while True:
+            self._ledger = self._open_ledger(memory)
+            try:
+                return FileSystem(
+                    spec.source,
+                    cache=_CACHE[spec.cache],
+                    quota=self._ledger,
+                    read_only=spec.read_only,
+                    devices=spec.devices,
+                    descriptors=descriptors,
+                    memory=memory,
+                )
+            except CountersError as e:
+                if memory is None:
+                    raise
+                log.warning("%s", e)
+                memory.journal.distrust()
+
+    def _open_ledger(self, memory: SessionMemory | None) -> Ledger | None:
         spec = self.spec
         if spec.quota != "ledger":
             return None
         if spec.ledger is None:
             raise UsageError(f"The mount {spec.mount_id} has a quota but no ledger file: name one in its mount file.")
-        if self._held is not None:
+        counters = memory.journal if memory is not None else None
+        if self._held is not None and counters is not None and not counters.valid:
             sync_filesystem(Path(spec.source))  # what the backing store has not allocated yet cannot be counted
         last = 0.0
 
@@ -162,6 +178,7 @@ class Server:
             limit_bytes=spec.limit_bytes,
             limit_inodes=spec.limit_inodes,
             progress=report,
+            counters=counters,
         )
 
     def _mount(self, memory: SessionMemory | None) -> Session:

@@ -125,7 +125,7 @@ BROKEN = {
     },
     "dies when asked": {"fusevol/fs/filesystem.py": (_STATFS, f"{_IN_SERVER}os.kill(os.getpid(), 9)\n{_STATFS}")},
     "never answers": {"fusevol/fs/filesystem.py": (_STATFS, f"{_IN_SERVER}__import__('time').sleep(1000)\n{_STATFS}")},
-    "another layout": {"fusevol/server/memory.py": ("VERSION: Final = 1\n", "VERSION: Final = 2\n")},
+    "another layout": {"fusevol/server/memory.py": ("VERSION: Final = 2\n", "VERSION: Final = 3\n")},
 }
 REASONS = {
     "no keeper": "it ended at once",
@@ -133,7 +133,7 @@ REASONS = {
     "no second server": "AssertionError",
     "dies when asked": "the new server ended when it was asked",
     "never answers": "the new server did not answer within 5 s",
-    "another layout": "Its session memory has layout 1, this version reads 2",
+    "another layout": "Its session memory has layout 2, this version reads 3",
 }
 
 

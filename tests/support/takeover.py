@@ -6,10 +6,18 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from fusevol.server.held import Held
 from fusevol.server.spec import MountSpec
+
+
+def _until_ready(lines: Iterable[str]) -> Iterator[str]:
+    for line in lines:
+        yield line.rstrip("\n")
+        if not line.startswith("SCAN"):
+            return
 
 
 class Holder:
@@ -20,6 +28,8 @@ class Holder:
         spec.save(file)
         self.held: Held | None = None
         self.server: subprocess.Popen[bytes] | None = None
+        self.scans = 0
+        """How many servers but the first have counted the volume."""
 
     def start(self) -> None:
         """Start a server, the first or the next, and wait until it serves."""
@@ -50,7 +60,9 @@ class Holder:
             )
             os.close(writer)
             with os.fdopen(reader) as ready:
-                said = next((line.rstrip("\n") for line in ready if not line.startswith("SCAN")), "nothing")
+                lines = [*_until_ready(ready)]
+            said = lines[-1] if lines else "nothing"
+            self.scans += self.held is not None and len(lines) > 1
             if self.held is None and said == "READY":
                 self.held = Held.receive(ours)
         return said

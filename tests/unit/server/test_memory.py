@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from fusevol.errors import UnavailableError
 from fusevol.fs import FileSystem
-from fusevol.fs.memory import FileRecord, NodeRecord
+from fusevol.fs.memory import UNKNOWN, FileRecord, NodeRecord
 from fusevol.fs.types import ROOT_NODE, Caller
-from fusevol.server.memory import SessionMemory
+from fusevol.server.memory import VERSION, SessionMemory
 
 ME = Caller(os.geteuid(), os.getegid(), 0)
 
@@ -33,46 +33,68 @@ def _close(memory: SessionMemory) -> None:
 
 
 @pytest.fixture
-def heir(memory: SessionMemory) -> Iterator[SessionMemory]:
-    """The same memory, as the next server finds it; nothing is read before it is asked."""
-    made = SessionMemory.adopt(os.dup(memory.fd), (os.dup(memory.lot[0].fileno()), os.dup(memory.lot[1].fileno())))
-    yield made
-    _close(made)
+def heir(memory: SessionMemory) -> Iterator[Callable[[], SessionMemory]]:
+    """Makes the same memory as the next server finds it."""
+    made: list[SessionMemory] = []
+
+    def adopt() -> SessionMemory:
+        lot = (os.dup(memory.lot[0].fileno()), os.dup(memory.lot[1].fileno()))
+        made.append(SessionMemory.adopt(os.dup(memory.fd), lot))
+        return made[-1]
+
+    yield adopt
+    for it in made:
+        _close(it)
 
 
-def test_records_are_found_again(memory: SessionMemory, heir: SessionMemory) -> None:
+def _nodes(memory: SessionMemory) -> list[NodeRecord]:
+    return [memory.node(where) for where in memory.nodes().values()]
+
+
+def test_records_are_found_again(memory: SessionMemory, heir: Callable[[], SessionMemory]) -> None:
     """Nodes, open files and the agreement are as they were written; what was dropped is gone, its place used again."""
     memory.set_agreement(45, 1 << 37 | 3, 4096)
-    nodes = [memory.add_node(10 + i, i, (7, 100 + i), 1, b"handle%d" % i) for i in range(3)]
+    nodes = [memory.add_node(10 + i, i, (7, 100 + i), 1, 512 * i, b"handle%d" % i) for i in range(4)]
     memory.set_lookups(nodes[0], 5)
     memory.set_unlinked(nodes[2], True)
+    memory.journal.moves(nodes[3], True)
+    memory.journal.know(nodes[3], 8192)
     memory.drop_node(nodes[1])
-    again = memory.add_node(99, 9, (7, 999), 2, b"")
+    again = memory.add_node(99, 9, (7, 999), 2, UNKNOWN, b"")
     files = [memory.add_file(1 + i, 10, os.O_RDWR) for i in range(2)]
     memory.set_backing(files[1], 42)
     memory.drop_file(files[0])
+    memory.opening(4711)
+    opened = memory.add_file(3, 12, os.O_RDONLY)
+    found = heir()
 
-    assert heir.agreement() == (45, 1 << 37 | 3, 4096)
-    assert list(heir.nodes()) == [
-        NodeRecord(nodes[0], 10, 0, 7, 100, 5, False, b"handle0"),
-        NodeRecord(nodes[1], 99, 9, 7, 999, 2, False, b""),
-        NodeRecord(nodes[2], 12, 2, 7, 102, 1, True, b"handle2"),
+    assert found.agreement() == (45, 1 << 37 | 3, 4096)
+    assert _nodes(found) == [
+        NodeRecord(nodes[0], 10, 0, 7, 100, 5, False, False, 0, b"handle0"),
+        NodeRecord(nodes[1], 99, 9, 7, 999, 2, False, False, UNKNOWN, b""),
+        NodeRecord(nodes[2], 12, 2, 7, 102, 1, True, False, 1024, b"handle2"),
+        NodeRecord(nodes[3], 13, 3, 7, 103, 1, False, True, 8192, b"handle3"),
     ]
     assert again == nodes[1]
-    assert list(heir.files()) == [FileRecord(files[1], 2, 10, os.O_RDWR, 42)]
+    assert (found.special(), found.last_generation()) == ([12, 13], 9)
+    assert found.files() == [
+        FileRecord(opened, 3, 12, os.O_RDONLY, 0, 4711),
+        FileRecord(files[1], 2, 10, os.O_RDWR, 42, 0),
+    ]
+    assert [found.opened(request) for request in (1, 4711, 4711)] == [None, found.files()[0], None]
 
 
-def test_heir_gives_no_place_twice(memory: SessionMemory, heir: SessionMemory) -> None:
+def test_heir_gives_no_place_twice(memory: SessionMemory, heir: Callable[[], SessionMemory]) -> None:
     """What the next server writes down stands beside what it found."""
     for i in range(3):
-        memory.add_node(10 + i, 1, (7, i), 1, b"h")
-    found = [record.number for record in heir.nodes()]
-    heir.add_node(50, 1, (7, 50), 1, b"h")
+        memory.add_node(10 + i, 1, (7, i), 1, 0, b"h")
+    next_one = heir()
+    next_one.add_node(50, 1, (7, 50), 1, 0, b"h")
 
-    assert [record.number for record in heir.nodes()] == [*found, 50]
+    assert sorted(heir().nodes()) == [10, 11, 12, 50]
 
 
-def test_parked_inodes_stay_alive(memory: SessionMemory, heir: SessionMemory, tmp_path: Path) -> None:
+def test_parked_inodes_stay_alive(memory: SessionMemory, heir: Callable[[], SessionMemory], tmp_path: Path) -> None:
     """A file without a name is there as long as it is parked, also after many others came and went."""
     for number in range(1, 200):
         path = tmp_path / "f"
@@ -83,9 +105,10 @@ def test_parked_inodes_stay_alive(memory: SessionMemory, heir: SessionMemory, tm
         os.close(fd)
         if number != 7:
             memory.unpark(number)
-    found = heir.parked()
+    next_one = heir()
+    found = next_one.parked()
     content = os.pread(found[7], 10, 0)
-    again = heir.parked()
+    again = next_one.parked()
     for fd in [*found.values(), *again.values()]:
         os.close(fd)
 
@@ -96,10 +119,10 @@ def test_parked_inodes_stay_alive(memory: SessionMemory, heir: SessionMemory, tm
 
 def test_another_layout_is_refused(memory: SessionMemory) -> None:
     """A memory of another version is not read: one sentence, nothing is changed."""
-    os.pwrite(memory.fd, struct.pack("=Q", 2), 8)
+    os.pwrite(memory.fd, struct.pack("=Q", VERSION + 1), 8)
     before = os.pread(memory.fd, 4096, 0)
 
-    with pytest.raises(UnavailableError, match="has layout 2, this version reads 1"):
+    with pytest.raises(UnavailableError, match=f"has layout {VERSION + 1}, this version reads {VERSION}"):
         SessionMemory.adopt(memory.fd, (memory.lot[0].fileno(), memory.lot[1].fileno()))
     assert os.pread(memory.fd, 4096, 0) == before
 
@@ -119,4 +142,4 @@ def test_long_handles_are_not_remembered(
 
     assert not survives
     assert (tmp_path / "f").exists()
-    assert list(memory.nodes()) == []
+    assert memory.nodes() == {}

@@ -167,3 +167,52 @@ def test_once_is_once(tmp_path: Path, memory: SessionMemory, name: str, *, done:
     assert tree(source) == tree(plain)
     assert os.listxattr(source) == os.listxattr(plain)
     assert (tree(plain), os.listxattr(plain)) != (before, ["user.old"])
+
+
+OPENS: dict[str, Request] = {
+    "open": (Op.OPEN, lambda _: p.OPEN_IN.pack(os.O_RDWR, 0), b""),
+    "open and truncate": (Op.OPEN, lambda _: p.OPEN_IN.pack(os.O_RDWR | os.O_TRUNC, 0), b""),
+    "create": (Op.CREATE, lambda _: p.CREATE_IN.pack(os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600, 0, 0), b"n\0"),
+    "tmpfile": (Op.TMPFILE, lambda _: p.CREATE_IN.pack(os.O_RDWR, 0o600, 0, 0), b"\0"),
+    "opendir": (Op.OPENDIR, lambda _: p.OPEN_IN.pack(os.O_RDONLY, 0), b""),
+}
+
+
+@pytest.mark.parametrize("kills", [1, 2])
+@pytest.mark.parametrize("name", OPENS)
+def test_an_open_leaves_one_file_open(tmp_path: Path, memory: SessionMemory, name: str, kills: int) -> None:
+    """What was opened for a request that comes again is closed; what was made for it without a name is gone."""
+    op, make, rest = OPENS[name]
+    source = populate(tmp_path / "source")
+    first = Server(source, heir(memory))
+    number = node_of(first, b"a") if op == Op.OPEN else ROOT_NODE
+    argument = make(first)
+    first.replay.first_time(UNIQUE, op, number, argument, 0, memoryview(rest), IDS)
+    opened = sum(first.fs.stats()[1:3])
+    leave(first)
+    for _ in range(kills):
+        server = Server(source, heir(memory))
+        answer = server.replay.again(UNIQUE | p.RESENT, op, number, argument, 0, memoryview(rest), IDS)
+        again, nameless = sum(server.fs.stats()[1:3]), len(server.fs._nodes.nameless())
+        leave(server)
+
+    assert isinstance(answer, bytes)
+    assert (opened, again) == (1, 1)
+    assert nameless == (name == "tmpfile")
+
+
+def test_an_answered_open_stays(tmp_path: Path, memory: SessionMemory) -> None:
+    """A file that was opened for another request is not closed."""
+    source = populate(tmp_path / "source")
+    first = Server(source, heir(memory))
+    number = node_of(first, b"a")
+    argument = p.OPEN_IN.pack(os.O_RDONLY, 0)
+    for unique in (UNIQUE, UNIQUE + 2):
+        first.replay.first_time(unique, Op.OPEN, number, argument, 0, memoryview(b""), IDS)
+    leave(first)
+    second = Server(source, heir(memory))
+    second.replay.again(UNIQUE + 2 | p.RESENT, Op.OPEN, number, argument, 0, memoryview(b""), IDS)
+    opened = second.fs.stats().open_files
+    leave(second)
+
+    assert opened == 2
