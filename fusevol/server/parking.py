@@ -8,6 +8,7 @@ at the end. After a kill in between one is there twice.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import socket
@@ -21,6 +22,10 @@ _WORD: Final = Struct("=Q")
 _FD: Final = Struct("=i")
 _PEEK_OFFSET: Final = 42
 """SO_PEEK_OFF of asm-generic/socket.h, which Python's socket does not name."""
+_SEND_BUFFER_FORCE: Final = 32
+"""SO_SNDBUFFORCE."""
+_ROOM: Final = 8 << 20
+"""Bytes of messages that may wait, about 800 for each (the kernel doubles this); they take memory as they come."""
 _REPACK: Final = 64
 """Descriptors that nobody wants any longer from which on they are taken out."""
 
@@ -41,6 +46,8 @@ class ParkingLot:
         ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         for end in ends:
             end.setblocking(False)
+        with contextlib.suppress(PermissionError):  # without CAP_NET_ADMIN there is room for less than 300
+            ends[0].setsockopt(socket.SOL_SOCKET, _SEND_BUFFER_FORCE, _ROOM)
         return ends
 
     def park(self, number: int, fd: int) -> None:
@@ -49,7 +56,7 @@ class ParkingLot:
             if number not in self._parked:
                 try:
                     self._send(number, fd)
-                except OSError as e:  # the queue is full: a few hundred
+                except OSError as e:  # the queue is full
                     log.info("inode of node %d would not survive this server: %s", number, e.strerror)
                 else:
                     self._parked.add(number)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,12 +14,18 @@ from tests.support.sudden import dies
 
 
 @pytest.fixture
-def lots() -> Iterator[Callable[[], ParkingLot]]:
-    """Makes lots on one pair of sockets, as one server after another has them."""
-    ends = ParkingLot.pair()
-    yield lambda: ParkingLot(ends)
-    for end in ends:
+def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """The sockets of an empty lot."""
+    made = ParkingLot.pair()
+    yield made
+    for end in made:
         end.close()
+
+
+@pytest.fixture
+def lots(ends: tuple[socket.socket, socket.socket]) -> Callable[[], ParkingLot]:
+    """Makes lots on one pair of sockets, as one server after another has them."""
+    return lambda: ParkingLot(ends)
 
 
 @pytest.fixture
@@ -77,8 +84,19 @@ def test_what_is_not_wanted_goes(lots: Make, park: Park) -> None:
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-def test_full(lots: Make, park: Park) -> None:
+@pytest.mark.root
+def test_room_for_many(lots: Make, park: Park) -> None:
+    """Ten thousand files that were removed while open are kept."""
+    lot = lots()
+    for number in range(1, 10_001):
+        park(lot, number)
+
+    assert len(lot._parked) == 10_000
+
+
+def test_full(ends: tuple[socket.socket, socket.socket], lots: Make, park: Park) -> None:
     """What has no room is not kept, and everything else is; when some have gone there is room again."""
+    ends[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 100_000)
     lot = lots()
     for number in range(1, 3000):
         park(lot, number)
