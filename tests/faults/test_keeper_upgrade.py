@@ -102,6 +102,41 @@ def test_operation_that_hangs(keeper: KeeperProcess) -> None:
     assert (hanging.source / "in" / "d").is_dir()
 
 
+@pytest.mark.parametrize("servers_too", [False, True])
+def test_new_keeper_dies_on_the_way(keeper: KeeperProcess, servers_too: bool) -> None:
+    """A new keeper that is killed while its last server is checked, alone or with all its servers: the old one goes on
+    with every mount, and the next attempt succeeds."""
+    apart = keeper.directory / "apart"
+    (apart / "src").mkdir(parents=True)
+    (apart / "faults").mkdir()
+    fault = apart / "faults" / "statfs.hang"
+    fault.touch()
+    kept = [keeper.serve("a", limit_bytes=MIB), keeper.serve("b", limit_bytes=MIB, source=str(apart / "src"))]
+    with contextlib.ExitStack() as stack:
+        held = [stack.enter_context((k.mountpoint / "f").open("wb", buffering=0)) for k in kept]
+        old = keeper.pid
+        with ThreadPoolExecutor(1) as pool:
+            attempt = pool.submit(keeper.launch, "--take-over")
+            eventually(lambda: keeper.call("find", mount_id="a")["pid"] not in {None, kept[0].pid}, what="a is moved")
+            eventually(lambda: kept[1].pid not in keeper.servers() and len(keeper.servers()) == 2, what="b is checked")
+            children = keeper.servers()
+            keeper.kill()
+            for pid in children if servers_too else ():
+                os.kill(pid, signal.SIGKILL)
+            said = attempt.result(60)
+        fault.unlink()
+        for file in held:
+            file.write(b"x")
+        serving = sorted(keeper.server_of(name) for name in ("a", "b"))
+    again = keeper.launch("--take-over")
+
+    assert said == "MOVED 1"
+    assert keeper.call("hello")["pid"] == keeper.pid != old
+    assert (serving == children) == (not servers_too)
+    assert again == "READY"
+    assert [(k.source / "f").read_bytes() for k in kept] == [b"x"] * 2
+
+
 def _under_way(control: str) -> int:
     from fusevol.server.client import call
 
