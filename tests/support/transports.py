@@ -6,22 +6,22 @@ from typing import Any
 
 import pytest
 
-from fusevol.transport.kernel import uring
+from fusevol.transport.kernel import parameter
 from tests.support.servers import VolumeServer
 
 
 def fields(name: str) -> dict[str, Any]:
     """The fields of a MountSpec for ``kernel`` (/dev/fuse), ``io_uring`` or ``pyfuse3``.
 
-    io_uring is switched on for the machine until the end of all tests (``tests/conftest.py``); a mount that exists is
+    io_uring is switched on for the machine until the end of the test (``tests/conftest.py``); a mount that exists is
     not changed by that.
     """
     if name == "pyfuse3":
         return {"transport": "pyfuse3"}
-    if name == "io_uring" and not uring.enabled():
-        if not uring.PARAMETER.exists():
+    if name == "io_uring" and not parameter.enabled():
+        if not parameter.PARAMETER.exists():
             pytest.skip("this kernel has no FUSE over io_uring (Linux 6.14)")
-        uring.PARAMETER.write_text("Y")
+        parameter.PARAMETER.write_text("Y")
     return {"transport": "kernel", "io_uring": name == "io_uring"}
 
 
