@@ -27,6 +27,12 @@ def clean(agent: MortalAgent) -> bool:
     return os.listdir(agent.pool / "tmp") == os.listdir(agent.pool / "trash") == []
 
 
+def nothing_stored(agent: MortalAgent) -> bool:
+    """Whether claims and volumes are gone, as objects too: a later step of the work on them would count for the next."""
+    objects = [*api.everything(agent, "pvc"), *api.everything(agent, "pv")]
+    return objects == volumes(agent) == [] and clean(agent)
+
+
 def mounted_right(agent: MortalAgent, targets: list[Path], servers: int) -> bool:
     """Whether each of *targets* shows one mount that can be written, and *servers* processes serve them, no more."""
     for target in targets:
@@ -71,7 +77,7 @@ class Provisioning:
         assert mounted_right(self.agent, [target], 1)
         api.unmount(self.agent, target)
         api.delete(self.agent, "pvc", name)
-        eventually(lambda: volumes(self.agent) == [] and clean(self.agent), 20.0, what="the volume is gone")
+        eventually(lambda: nothing_stored(self.agent), 20.0, what="the volume is gone")
 
 
 class Reclaiming:
@@ -92,8 +98,7 @@ class Reclaiming:
 
     def done(self, name: str) -> bool:
         """Objects and files are gone."""
-        objects = [*api.everything(self.agent, "pvc"), *api.everything(self.agent, "pv")]
-        return objects == volumes(self.agent) == [] and clean(self.agent)
+        return nothing_stored(self.agent)
 
     def check(self, name: str) -> None:
         """It comes to its end; what was not even begun is asked for again."""
