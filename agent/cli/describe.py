@@ -203,7 +203,22 @@ def _pod(obj: Obj, _context: _Context) -> Iterator[Line]:
         yield "Mount", f"{mount['container']}: {mount['mountPath']} ({access}) from {mount['hostPath']}"
 
 
-_PARTS = {"PersistentVolumeClaim": _claim, "PersistentVolume": _volume, "StorageClass": _storage_class, "Pod": _pod}
+def _payload(obj: Obj, _context: _Context) -> Iterator[Line]:
+    """A Secret's or ConfigMap's keys with their sizes; a Secret's values are for who asks with ``get -o yaml``."""
+    if obj["kind"] == "Secret":
+        yield "Type", _text(obj.get("type"))
+    sizes = {k: f"{len(v)} bytes" for k, v in objects.payload.values(obj).items()}
+    yield "Data", "\n".join(f"{k}: {sizes[k]}" for k in sorted(sizes)) or "<none>"
+
+
+_PARTS = {
+    "PersistentVolumeClaim": _claim,
+    "PersistentVolume": _volume,
+    "StorageClass": _storage_class,
+    "Pod": _pod,
+    "Secret": _payload,
+    "ConfigMap": _payload,
+}
 
 
 def _conditions(obj: Obj) -> list[str]:

@@ -1,11 +1,11 @@
 """Kubernetes-shaped objects: read, fill in, check, print. Pure: plain dicts in and out, no I/O.
 
-``claim``, ``volume``, ``storageclass`` and ``pod`` hold the rules of each kind and typed views of admitted objects.
+``claim``, ``volume`` and so on hold the rules of each kind and typed views of admitted objects.
 """
 
 from __future__ import annotations
 
-from fusevol.objects import claim, pod, storageclass, volume
+from fusevol.objects import claim, payload, pod, snapshot, snapshotclass, storageclass, volume
 from fusevol.objects.admission import admit, admit_update
 from fusevol.objects.dump import dump
 from fusevol.objects.kinds import DEFAULT_NAMESPACE, KINDS, Key, Kind, Obj, find_kind, key
@@ -26,8 +26,11 @@ __all__ = [
     "find_kind",
     "key",
     "load",
+    "payload",
     "pod",
     "size",
+    "snapshot",
+    "snapshotclass",
     "storageclass",
     "table",
     "volume",

@@ -6,7 +6,18 @@ from types import ModuleType
 from typing import Any
 
 from fusevol.errors import InvalidError
-from fusevol.objects import claim, meta, pod, storageclass, volume
+from fusevol.objects import (
+    claim,
+    configmap,
+    meta,
+    pod,
+    secret,
+    snapshot,
+    snapshotclass,
+    snapshotcontent,
+    storageclass,
+    volume,
+)
 from fusevol.objects.fields import Field, Problems, quoted
 from fusevol.objects.kinds import BY_NAME, KINDS, MAX_DEPTH, Kind, Obj
 
@@ -15,6 +26,11 @@ _RULES: dict[str, ModuleType] = {
     "PersistentVolume": volume,
     "PersistentVolumeClaim": claim,
     "Pod": pod,
+    "Secret": secret,
+    "ConfigMap": configmap,
+    "VolumeSnapshot": snapshot,
+    "VolumeSnapshotClass": snapshotclass,
+    "VolumeSnapshotContent": snapshotcontent,
 }
 """Each with ``validate``, ``default`` and ``validate_update``."""
 

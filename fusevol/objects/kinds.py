@@ -33,11 +33,32 @@ class Key(NamedTuple):
     name: str
 
 
+_SNAPSHOTS = "snapshot.storage.k8s.io/v1"
+
 KINDS = (
     Kind("StorageClass", "storageclasses", "storageclass", ("sc",), "storage.k8s.io/v1", namespaced=False),
     Kind("PersistentVolume", "persistentvolumes", "persistentvolume", ("pv",), "v1", namespaced=False),
     Kind("PersistentVolumeClaim", "persistentvolumeclaims", "persistentvolumeclaim", ("pvc",), "v1", namespaced=True),
     Kind("Pod", "pods", "pod", ("po",), "v1", namespaced=True),
+    Kind("Secret", "secrets", "secret", (), "v1", namespaced=True),
+    Kind("ConfigMap", "configmaps", "configmap", ("cm",), "v1", namespaced=True),
+    Kind("VolumeSnapshot", "volumesnapshots", "volumesnapshot", ("vs",), _SNAPSHOTS, namespaced=True),
+    Kind(
+        "VolumeSnapshotClass",
+        "volumesnapshotclasses",
+        "volumesnapshotclass",
+        ("vsclass", "vsclasses"),
+        _SNAPSHOTS,
+        namespaced=False,
+    ),
+    Kind(
+        "VolumeSnapshotContent",
+        "volumesnapshotcontents",
+        "volumesnapshotcontent",
+        ("vsc", "vscs"),
+        _SNAPSHOTS,
+        namespaced=False,
+    ),
 )
 
 BY_NAME = {kind.name: kind for kind in KINDS}
@@ -57,7 +78,7 @@ def find_kind(word: str) -> Kind:
     for kind in KINDS:
         if word.lower() in _words(kind):
             return kind
-    known = ", ".join(f"{k.plural} ({', '.join(k.short)})" for k in KINDS)
+    known = ", ".join(f"{k.plural} ({', '.join(k.short)})" if k.short else k.plural for k in KINDS)
     raise NotFoundError(f'There is no kind "{word}": the kinds are {known}.')
 
 

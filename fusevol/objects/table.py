@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from fusevol.objects import claim, storageclass, volume
+from fusevol.objects import claim, payload, snapshot, storageclass, volume
 from fusevol.objects.kinds import Kind, Obj
 
 Row = list[str]
@@ -21,6 +21,11 @@ class _View:
     def __init__(self, now: dt.datetime, usage: Mapping[str, int] | None) -> None:
         self._now = now
         self._usage = usage or {}
+
+    @property
+    def now(self) -> dt.datetime:
+        """When the table is made."""
+        return self._now
 
     def age(self, obj: Obj) -> str:
         """Time since the object was made."""
@@ -181,6 +186,23 @@ def _ip(obj: Obj, _view: _View) -> str:
     return str(_status(obj).get("podIP") or "<none>")
 
 
+# -- VolumeSnapshot and its content: the columns of the CRDs (``additionalPrinterColumns``)
+
+
+def _usable(obj: Obj, _view: _View) -> str:
+    ready = _status(obj).get("readyToUse")
+    return "" if ready is None else str(ready).lower()
+
+
+def _restore_size(obj: Obj, _view: _View) -> str:
+    return str(_status(obj).get("restoreSize") or "")
+
+
+def _taken(obj: Obj, view: _View) -> str:
+    when = _status(obj).get("creationTime")
+    return age(when, view.now) if when else ""
+
+
 _COLUMNS: dict[str, tuple[tuple[str, Callable[[Obj, _View], str], bool], ...]] = {
     "StorageClass": (
         ("NAME", _class_name, False),
@@ -224,6 +246,45 @@ _COLUMNS: dict[str, tuple[tuple[str, Callable[[Obj, _View], str], bool], ...]] =
         ("NODE", _node, True),
         ("NOMINATED NODE", lambda o, _: str(_status(o).get("nominatedNodeName") or "<none>"), True),
         ("READINESS GATES", lambda _o, _: "<none>", True),
+    ),
+    "Secret": (
+        ("NAME", _name, False),
+        ("TYPE", lambda o, _: str(o.get("type") or ""), False),
+        ("DATA", lambda o, _: str(payload.count(o)), False),
+        ("AGE", _age, False),
+    ),
+    "ConfigMap": (
+        ("NAME", _name, False),
+        ("DATA", lambda o, _: str(payload.count(o)), False),
+        ("AGE", _age, False),
+    ),
+    "VolumeSnapshot": (
+        ("NAME", _name, False),
+        ("READYTOUSE", _usable, False),
+        ("SOURCEPVC", lambda o, _: snapshot.claim_name(o), False),
+        ("SOURCESNAPSHOTCONTENT", lambda o, _: snapshot.content_name(o), False),
+        ("RESTORESIZE", _restore_size, False),
+        ("SNAPSHOTCLASS", lambda o, _: str(o["spec"].get("volumeSnapshotClassName") or ""), False),
+        ("SNAPSHOTCONTENT", lambda o, _: str(_status(o).get("boundVolumeSnapshotContentName") or ""), False),
+        ("CREATIONTIME", _taken, False),
+        ("AGE", _age, False),
+    ),
+    "VolumeSnapshotClass": (
+        ("NAME", _name, False),
+        ("DRIVER", lambda o, _: str(o["driver"]), False),
+        ("DELETIONPOLICY", lambda o, _: str(o["deletionPolicy"]), False),
+        ("AGE", _age, False),
+    ),
+    "VolumeSnapshotContent": (
+        ("NAME", _name, False),
+        ("READYTOUSE", _usable, False),
+        ("RESTORESIZE", _restore_size, False),
+        ("DELETIONPOLICY", lambda o, _: str(o["spec"]["deletionPolicy"]), False),
+        ("DRIVER", lambda o, _: str(o["spec"]["driver"]), False),
+        ("VOLUMESNAPSHOTCLASS", lambda o, _: str(o["spec"].get("volumeSnapshotClassName") or ""), False),
+        ("VOLUMESNAPSHOT", lambda o, _: str(o["spec"]["volumeSnapshotRef"].get("name") or ""), False),
+        ("VOLUMESNAPSHOTNAMESPACE", lambda o, _: str(o["spec"]["volumeSnapshotRef"].get("namespace") or ""), False),
+        ("AGE", _age, False),
     ),
 }
 """Header, cell, and whether only the wide table has it."""

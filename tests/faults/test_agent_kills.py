@@ -28,7 +28,7 @@ def clean(agent: MortalAgent) -> bool:
 
 
 def nothing_stored(agent: MortalAgent) -> bool:
-    """Whether claims and volumes are gone, as objects too: a later step of the work on them would count for the next."""
+    """Whether claims and volumes are gone, as objects too: a step on one that is left would count for the next."""
     objects = [*api.everything(agent, "pvc"), *api.everything(agent, "pv")]
     return objects == volumes(agent) == [] and clean(agent)
 

@@ -39,7 +39,46 @@ POD: Obj = {
         "volumes": [{"name": "v", "emptyDir": {}}],
     },
 }
-ALL = [CLAIM, VOLUME, CLASS, POD]
+SECRET: Obj = {
+    "apiVersion": "v1",
+    "kind": "Secret",
+    "metadata": {"name": "key"},
+    "data": {"user": "YWRtaW4="},
+    "stringData": {"password": "s3cret"},
+}
+CONFIG: Obj = {
+    "apiVersion": "v1",
+    "kind": "ConfigMap",
+    "metadata": {"name": "settings"},
+    "data": {"mode": "fast"},
+    "binaryData": {"blob": "AAE="},
+}
+_SNAPSHOTS = "snapshot.storage.k8s.io/v1"
+SNAPSHOT: Obj = {
+    "apiVersion": _SNAPSHOTS,
+    "kind": "VolumeSnapshot",
+    "metadata": {"name": "before"},
+    "spec": {"source": {"persistentVolumeClaimName": "data"}},
+}
+SNAPSHOT_CLASS: Obj = {
+    "apiVersion": _SNAPSHOTS,
+    "kind": "VolumeSnapshotClass",
+    "metadata": {"name": "kept"},
+    "driver": "fusevol.io",
+    "deletionPolicy": "Retain",
+}
+SNAPSHOT_CONTENT: Obj = {
+    "apiVersion": _SNAPSHOTS,
+    "kind": "VolumeSnapshotContent",
+    "metadata": {"name": "content"},
+    "spec": {
+        "driver": "fusevol.io",
+        "deletionPolicy": "Delete",
+        "source": {"snapshotHandle": "default/snap"},
+        "volumeSnapshotRef": {"name": "before", "namespace": "default"},
+    },
+}
+ALL = [CLAIM, VOLUME, CLASS, POD, SECRET, CONFIG, SNAPSHOT, SNAPSHOT_CLASS, SNAPSHOT_CONTENT]
 
 
 def changed(obj: Obj, *changes: tuple[str, Any]) -> Obj:

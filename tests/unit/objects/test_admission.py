@@ -30,7 +30,7 @@ def test_admission_is_idempotent_and_leaves_its_argument_alone(obj: Obj) -> None
 
 def test_defaults() -> None:
     """What is left out is filled in as Kubernetes does."""
-    claim, volume, storage_class, pod = (objects.admit(o) for o in ALL)
+    claim, volume, storage_class, pod = (objects.admit(o) for o in (CLAIM, VOLUME, CLASS, POD))
 
     assert claim["metadata"]["namespace"] == "default"
     assert claim["spec"]["volumeMode"] == "Filesystem"

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from fusevol import objects
 from fusevol.errors import NotFoundError, UsageError
 from fusevol.objects.table import duration
-from tests.unit.objects.samples import ALL, CLAIM, CLASS, POD, VOLUME, Obj, changed
+from tests.unit.objects.samples import CLAIM, CLASS, POD, VOLUME, Obj, changed
 
 NOW = dt.datetime(2026, 1, 3, tzinfo=dt.UTC)
 MADE = ("metadata/creationTimestamp", "2026-01-01T00:00:00Z")
@@ -186,7 +186,7 @@ def test_lists_and_names() -> None:
     assert objects.load(listed, "x") == [CLAIM, CLASS]
     assert json.loads(objects.dump([CLAIM], "json"))["items"] == [CLAIM]
     assert json.loads(objects.dump(CLAIM, "json")) == CLAIM
-    assert objects.dump(ALL, "name").split() == [
+    assert objects.dump([CLAIM, VOLUME, CLASS, POD], "name").split() == [
         "persistentvolumeclaim/data",
         "persistentvolume/disk",
         "storageclass.storage.k8s.io/fast",

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from fusevol import objects
-from tests.unit.objects.samples import CLAIM, CLASS, POD, VOLUME, Obj, changed, says, update_refusal
+from tests.unit.objects.samples import ALL, CLAIM, CLASS, POD, VOLUME, Obj, changed, says, update_refusal
 
 STORAGE = "spec/resources/requests/storage"
 IMMUTABLE = (
@@ -28,7 +28,7 @@ def stored(obj: Obj, *changes: tuple[str, Any], status: Obj | None = None) -> Ob
 BOUND: Obj = {"phase": "Bound", "capacity": {"storage": "1Gi"}}
 
 
-@pytest.mark.parametrize("obj", [CLAIM, CLASS, POD, VOLUME], ids=lambda o: o["kind"])
+@pytest.mark.parametrize("obj", ALL, ids=lambda o: o["kind"])
 def test_the_same_again_changes_nothing(obj: Obj) -> None:
     """Applying the same file again gives exactly what is stored, with all that the server has set."""
     old = stored(obj, status=BOUND)
