@@ -55,7 +55,7 @@ def decide(volume: Obj, view: View) -> list[Action]:
     bound_to = claim["spec"].get("volumeName")
     if bound_to == volume["metadata"]["name"]:
         return _phase(volume, "Bound", view)
-    if not bound_to:
+    if not bound_to and not being_deleted(volume):
         return []  # the claim's own turn comes; until then the volume is as good as taken
     if ours(volume, view) and policy_of(volume) == "Delete":
         return _released(volume, view)
@@ -87,7 +87,7 @@ def _phase(volume: Obj, wanted: str, view: View) -> list[Action]:
 
 
 def _unbound(volume: Obj, view: View) -> list[Action]:
-    """Its claim is bound to another volume: give up the reference that we made, or the uid of the user's own."""
+    """Its claim is, or will be, bound to another one: give up the reference that we made, or the uid of the user's."""
     new = copy.deepcopy(volume)
     if BOUND_BY_CONTROLLER in annotations_of(volume):
         del new["spec"]["claimRef"]
