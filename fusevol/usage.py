@@ -18,6 +18,34 @@ class Usage(NamedTuple):
     limit_inodes: int | None
 
 
+class Measured(NamedTuple):
+    """What the backing filesystem counts of a volume against its limits. ``None``: no limit, or it does not count that.
+
+    Bytes are that filesystem's own measure, which may include its metadata and what is only reserved.
+    """
+
+    used_bytes: int
+    used_inodes: int | None
+    limit_bytes: int | None
+    limit_inodes: int | None
+
+
+class Meter(Protocol):
+    """A volume's quota in the backing filesystem, by an open descriptor. Thread-safe."""
+
+    def usage(self) -> Measured:
+        """Usage and limits now. Cheap: ``df`` asks. Raises ``OSError``."""
+
+    def set_limits(self, nbytes: int | None, inodes: int | None) -> None:
+        """Change the limits, ``None`` for none, durably.
+
+        Raises ``OSError``: EOPNOTSUPP for what cannot be limited there.
+        """
+
+    def close(self) -> None:
+        """Give back all descriptors."""
+
+
 class Entry(Protocol):
     """What an operation changes of what was counted, written down where it outlives the process."""
 

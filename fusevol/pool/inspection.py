@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Callable
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from fusevol.errors import CorruptError, InvalidError
 from fusevol.pool import place
+from fusevol.pool.drivers import Driver, Limits
 from fusevol.pool.record import Volume, check_id
 from fusevol.pool.trash import read_entry
 from fusevol.quota.checkpoint import Checkpoint, Identity
@@ -27,7 +29,10 @@ class Finding(NamedTuple):
     """What is wrong, and what to do, in one sentence."""
 
 
-def inspect(pool: Path, building: AbstractSet[str]) -> list[Finding]:
+DriverOf = Callable[[Volume], Driver]
+
+
+def inspect(pool: Path, building: AbstractSet[str], driver_of: DriverOf) -> list[Finding]:
     """All findings in *pool*; *building* names what is being built below ``tmp``. Raises ``OSError``."""
     findings = []
     try:
@@ -35,7 +40,7 @@ def inspect(pool: Path, building: AbstractSet[str]) -> list[Finding]:
     except CorruptError as e:
         findings.append(Finding("error", place.DESCRIPTION, e.message))
     for name in sorted(os.listdir(pool / place.VOLUMES)):
-        findings += _volume(pool / place.VOLUMES / name)
+        findings += _volume(pool / place.VOLUMES / name, driver_of)
     for name in sorted(os.listdir(pool / place.TRASH)):
         path = pool / place.TRASH / name
         if os.path.lexists(path) and read_entry(path) is None:
@@ -51,7 +56,7 @@ def inspect(pool: Path, building: AbstractSet[str]) -> list[Finding]:
     return findings
 
 
-def _volume(directory: Path) -> list[Finding]:
+def _volume(directory: Path, driver_of: DriverOf) -> list[Finding]:
     subject = f"{place.VOLUMES}/{directory.name}"
     try:
         check_id(directory.name)
@@ -71,7 +76,14 @@ def _volume(directory: Path) -> list[Finding]:
             return []
         message = f"Volume {volume.id} has lost its directory {volume.data}: put it back from a backup, or delete it."
         return [Finding("error", f"{subject}/data", message)]
-    return _ledger(volume, subject)
+    limits = Limits(volume.capacity_bytes, volume.inode_limit) if volume.quota == "kernel" else None
+    try:
+        broken = driver_of(volume).check(volume.data, volume.backing, limits)
+    except InvalidError as e:  # a driver that this release does not have
+        broken = [e.message]
+    except FileNotFoundError:
+        return []  # deleted meanwhile
+    return [*(Finding("error", subject, sentence) for sentence in broken), *_ledger(volume, subject)]
 
 
 def _ledger(volume: Volume, subject: str) -> list[Finding]:

@@ -11,7 +11,7 @@ import re
 import stat
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -26,6 +26,8 @@ from fusevol.errors import (
     UnavailableError,
 )
 from fusevol.files import is_still, left_by_the_dying, sync_directory, temporary_name, write_whole
+from fusevol.pool import drivers
+from fusevol.pool.drivers import Driver
 from fusevol.pool.record import now
 
 DESCRIPTION: Final = "pool.json"
@@ -33,7 +35,8 @@ LOCK: Final = "lock"
 VOLUMES: Final = "volumes"
 TRASH: Final = "trash"
 TMP: Final = "tmp"
-_ROOMS: Final = (VOLUMES, TRASH, TMP)
+SNAPSHOTS: Final = "snapshots"
+_ROOMS: Final = (VOLUMES, TRASH, TMP, SNAPSHOTS)
 _VERSION: Final = 1
 _NAME: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", re.ASCII)
 _LOCK_PATIENCE: Final = 2.0
@@ -134,33 +137,65 @@ def _foreign(path: Path) -> str | None:
     return None
 
 
-def furnish(path: Path, name: str) -> None:
-    """Make what a pool consists of, where it is missing; its description last. Only for who holds the lock."""
+def furnish(path: Path, name: str, driver: str | None) -> Driver:
+    """Make what a pool consists of, where it is missing, its description last; returns its driver.
+
+    *driver* is the one that volumes are made with from now on; ``None``: the one it has, for a new pool the one that
+    fits. Only for who holds the lock. Raises :class:`InvalidError` for a driver that does not work there, and
+    :class:`CorruptError`.
+    """
     with explained(path, "making a pool"):
         for room in _ROOMS:
             (path / room).mkdir(mode=0o700, exist_ok=True)
         if not (path / DESCRIPTION).exists():
-            fields = {"version": _VERSION, "driver": "plain", "name": name, "id": str(uuid.uuid4()), "created": now()}
-            write_whole(path / DESCRIPTION, json.dumps(fields, indent=1) + "\n", 0o644)
+            chosen = drivers.probe(path) if driver is None else _suited(driver, path)
+            _describe(path, {"name": name, "id": str(uuid.uuid4()), "created": now()}, chosen)
+        else:
+            fields = _description(path)
+            chosen = _suited(driver or str(fields["driver"]), path)
+            if chosen.name != fields["driver"]:
+                _describe(path, fields, chosen)
         sync_directory(path)
+    return chosen
+
+
+def _describe(path: Path, fields: Mapping[str, object], driver: Driver) -> None:
+    fields = {"version": _VERSION, **fields, "driver": driver.name}
+    write_whole(path / DESCRIPTION, json.dumps(fields, indent=1) + "\n", 0o644)
+
+
+def _suited(name: str, path: Path) -> Driver:
+    driver = drivers.by_name(name, path)
+    if not driver.fits(path):
+        fitting = drivers.probe(path).name
+        raise InvalidError(
+            f"The pool {path} cannot have the driver {name} on the filesystem that it is on now: "
+            f"mount the right one, or set its driver to {fitting}."
+        )
+    return driver
 
 
 def check_description(path: Path) -> None:
     """Raises :class:`CorruptError` unless ``pool.json`` can be read and is one that this release understands."""
+    _description(path)
+
+
+def _description(path: Path) -> dict[str, object]:
     file = path / DESCRIPTION
     try:
-        fields = json.loads(file.read_bytes())
+        fields: dict[str, object] = json.loads(file.read_bytes())
         version, driver = fields["version"], fields["driver"]
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as e:
         raise CorruptError(
             f"The pool's description {file} cannot be read ({type(e).__name__}: {e}): put it back from a backup; "
             "the volumes beside it are untouched."
         ) from e
-    if version != _VERSION or driver != "plain":
+    if version != _VERSION or driver not in drivers.names():
         raise CorruptError(
             f"The pool's description {file} is of version {version!r} with driver {driver!r}, unknown to this release: "
             "use the release that made it, or a newer one."
         )
+    return fields
 
 
 def hold(path: Path) -> int:

@@ -1,8 +1,10 @@
-"""A pool of volumes on a plain directory.
+"""A pool of volumes in a directory.
 
-Layout: ``pool.json``, ``lock``, ``volumes/<id>/{volume.json,data/,ledger.json}``, ``trash/<id>.<n>/``, ``tmp/``. Every
-change is built aside and becomes true by one rename, so that a crash leaves a whole volume or none. The pool describes
-itself: another node or a new agent opens it and has all volumes. One process holds it at a time.
+Layout: ``pool.json``, ``lock``, ``volumes/<id>/{volume.json,data/,ledger.json}``, ``trash/<id>.<n>/``, ``tmp/``, and
+``snapshots/<id>/{volume.json,data/}``. What ``data`` is on its filesystem is its driver's business
+(``fusevol.pool.drivers``). Every change is built aside and becomes true by one rename, so that a crash leaves a whole
+volume or none. The pool describes itself: another node or a new agent opens it and has all volumes. One process holds
+it at a time.
 
 Methods are thread-safe, block on the disk, and raise children of :class:`FusevolError`.
 """
@@ -15,7 +17,7 @@ import logging
 import os
 import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -28,10 +30,12 @@ from fusevol.errors import (
     UnavailableError,
 )
 from fusevol.files import sync_directory, temporary_name
-from fusevol.pool import place, removal, trash
+from fusevol.pool import drivers, place, removal, trash
+from fusevol.pool.drivers import NO_LIMITS, Driver, Limits
 from fusevol.pool.inspection import Finding, inspect
 from fusevol.pool.record import DATA, RECORD, Volume, VolumeRequest, check_id, check_limits
 from fusevol.pool.trash import TrashEntry
+from fusevol.usage import Enforcer, Measured
 
 __all__ = ["Finding", "Pool", "PoolCapacity"]
 
@@ -58,10 +62,12 @@ class PoolCapacity(NamedTuple):
 class Pool:
     """An open pool. Made by :meth:`open`, given back by :meth:`close` (or by the process's end)."""
 
-    def __init__(self, path: Path, name: str, lock: int, step: Step) -> None:
+    def __init__(self, path: Path, name: str, lock: int, step: Step, driver: Driver) -> None:
         """Use :meth:`open`."""
         self.path = path
         self.name = name
+        self.driver = driver
+        """What volumes are made with; older ones may have another one."""
         self._held = lock
         self._step = step
         self._volumes = path / place.VOLUMES
@@ -73,8 +79,12 @@ class Pool:
         """Names below ``tmp`` that a living thread works on."""
 
     @classmethod
-    def open(cls, path: Path, name: str, *, create: bool = False, step: Step = no_step) -> Self:
+    def open(
+        cls, path: Path, name: str, *, create: bool = False, step: Step = no_step, driver: str | None = None
+    ) -> Self:
         """Open the pool at *path*, whoever made it; with *create*, make it in an empty or missing directory.
+
+        *driver* makes its volumes from now on; ``None``: as before, and for a new pool what fits its filesystem.
 
         Raises :class:`InvalidError` (relative, the root, no directory, not empty and no pool), :class:`NotFoundError`,
         :class:`UnavailableError` (read-only), :class:`ForbiddenError`, :class:`CorruptError`, :class:`ConflictError`
@@ -85,12 +95,11 @@ class Pool:
         place.prepare(real, create=create)
         lock = place.hold(real)
         try:
-            place.furnish(real, name)
-            place.check_description(real)
+            chosen = place.furnish(real, name, driver)
         except BaseException:
             os.close(lock)
             raise
-        return cls(real, name, lock, step)
+        return cls(real, name, lock, step, chosen)
 
     def close(self) -> None:
         """Let another process open the pool."""
@@ -134,11 +143,14 @@ class Pool:
             temporary.mkdir(mode=0o700)
             self._step("provision: directory made")
             data = temporary / DATA
-            data.mkdir()
+            enforcer = self._enforcer(request)
+            limits = Limits(request.capacity_bytes, request.inode_limit) if enforcer == "kernel" else NO_LIMITS
+            backing = self.driver.make(data, limits)
             data.chmod(request.mode)  # mkdir's mode is subject to the umask
             sync_directory(data)
             self._step("provision: data made")
-            Volume.from_request(request, temporary).save(temporary)
+            made = Volume.from_request(request, temporary, quota=enforcer, driver=self.driver.name, backing=backing)
+            made.save(temporary)
             self._step("provision: record written")
             try:
                 with self._mutex:
@@ -163,10 +175,20 @@ class Pool:
             self._building.discard(temporary.name)
         return Volume.load(final, request.id)
 
+    def _enforcer(self, request: VolumeRequest) -> Enforcer:
+        limits = Limits(request.capacity_bytes, request.inode_limit)
+        if not request.enforced or limits == NO_LIMITS:
+            return "none"
+        return "kernel" if self.driver.capabilities().enforces(limits) else "ledger"
+
     def _discard(self, temporary: Path) -> None:
         if temporary.is_dir():
+            self.driver.remove(temporary / DATA, {})
             removal.empty(temporary)
             temporary.rmdir()
+
+    def _driver_of(self, volume: Volume) -> Driver:
+        return self.driver if volume.driver == self.driver.name else drivers.by_name(volume.driver, self.path)
 
     def volume(self, volume: str) -> Volume:
         """A volume. Raises :class:`NotFoundError`, :class:`CorruptError` (its files are left alone)."""
@@ -199,14 +221,41 @@ class Pool:
         return found
 
     def resize(self, volume: str, capacity_bytes: int | None, inode_limit: int | None) -> Volume:
-        """Set a volume's limits in its record, durably. A server that is running is told by the caller."""
+        """Set a volume's limits in its record and, where that keeps them, in the kernel; durably.
+
+        A server that is running and keeps a ledger is told by the caller. Raises :class:`InvalidError` for a limit that
+        the kernel cannot keep.
+        """
         check_limits(volume, capacity_bytes, inode_limit)
         with self._mutex, place.explained(self.path, f"resizing volume {volume}"):
             found = self.volume(volume)
             changed = found.with_limits(capacity_bytes, inode_limit)
+            if found.quota == "kernel":
+                self._limit(found, Limits(capacity_bytes, inode_limit))
             if changed != found:
                 changed.save(self._directory(volume))
             return changed
+
+    def _limit(self, volume: Volume, limits: Limits) -> None:
+        driver = self._driver_of(volume)
+        if not driver.capabilities().enforces(limits):
+            raise InvalidError(
+                f"Volume {volume.id} cannot get {_size(*limits)}: its filesystem ({driver.name}) keeps no such limits "
+                "now; make a new volume with them and copy the data."
+            )
+        # also when the record has them already: the one who wrote that may have died before this
+        driver.set_limits(volume.data, volume.backing, limits)
+
+    def usage(self, volume: str) -> Measured:
+        """What the kernel counts of a volume whose limits it keeps, mounted or not.
+
+        Raises :class:`InvalidError` for another volume: the server that it is mounted by knows.
+        """
+        found = self.volume(volume)
+        if found.quota != "kernel":
+            raise InvalidError(f"The kernel does not count volume {volume}: ask while it is mounted.")
+        with place.explained(self.path, f"asking for the usage of volume {volume}"):
+            return self._driver_of(found).usage(found.data, found.backing)
 
     def capacity(self) -> PoolCapacity:
         """What the pool's filesystem has and what was promised of it."""
@@ -304,9 +353,8 @@ class Pool:
                     (directory / DATA).rename(directory / trash.PURGING)
                     sync_directory(directory)
                 self._step("purge: marked")
-            purging = directory / trash.PURGING
-            if purging.is_dir() and not purging.is_symlink():
-                removal.empty(purging, progress)
+            driver, backing = self._made_by(directory, entry.volume)
+            driver.remove(directory / trash.PURGING, backing, progress)
             self._step("purge: data removed")
             removal.empty(directory)
             self._step("purge: emptied")
@@ -314,6 +362,14 @@ class Pool:
                 directory.rmdir()
             self._step("purge: removed")
             sync_directory(self._trash)
+
+    def _made_by(self, directory: Path, volume: str) -> tuple[Driver, Mapping[str, str]]:
+        """The driver for what is in *directory*, and what it wants to know; a damaged record tells neither."""
+        try:
+            found = Volume.load(directory, volume)
+        except CorruptError:
+            return self.driver, {}
+        return self._driver_of(found), found.backing
 
     def _entry(self, entry: TrashEntry) -> Path:
         directory = self._trash / entry.name
@@ -353,7 +409,7 @@ class Pool:
     def check(self) -> list[Finding]:
         """Look for damage, recounting every volume that is not in use; changes nothing. May take long."""
         with place.explained(self.path, "checking it"):
-            return inspect(self.path, self._building)
+            return inspect(self.path, self._building, self._driver_of)
 
     def _check_open(self) -> None:
         if self._held < 0:

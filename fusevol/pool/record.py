@@ -85,12 +85,17 @@ class Volume:
     created: str
     """RFC 3339, UTC."""
     quota: Enforcer
-    """Who keeps the limits; ``none`` also where there is no limit."""
+    """Who keeps the limits; ``none`` also where there is no limit and the kernel could not keep one."""
+    driver: str
+    """What made ``data``, and takes it away (``fusevol.pool.drivers``)."""
+    backing: dict[str, str]
+    """What that driver wants to know again."""
 
     @classmethod
-    def from_request(cls, request: VolumeRequest, directory: Path) -> Volume:
+    def from_request(
+        cls, request: VolumeRequest, directory: Path, *, quota: Enforcer, driver: str, backing: Mapping[str, str]
+    ) -> Volume:
         """The volume that *request* makes in *directory*."""
-        limited = request.capacity_bytes is not None or request.inode_limit is not None
         return cls(
             id=request.id,
             data=directory / DATA,
@@ -100,7 +105,9 @@ class Volume:
             owner=dict(request.owner),
             labels=dict(request.labels),
             created=now(),
-            quota="ledger" if limited and request.enforced else "none",
+            quota=quota,
+            driver=driver,
+            backing=dict(backing),
         )
 
     def save(self, directory: Path) -> None:
@@ -114,8 +121,15 @@ class Volume:
             "labels": self.labels,
             "created": self.created,
             "quota": self.quota,
+            "driver": self.driver,
+            "backing": self.backing,
         }
         write_whole(directory / RECORD, json.dumps(fields, indent=1) + "\n")
+
+    @property
+    def directory(self) -> Path:
+        """Where record, data and the rest are."""
+        return self.data.parent
 
     def with_limits(self, capacity_bytes: int | None, inode_limit: int | None) -> Volume:
         """The same volume with other limits."""
@@ -155,6 +169,9 @@ class Volume:
             labels=_words(fields, "labels"),
             created=str(fields["created"]),
             quota=cast("Enforcer", fields["quota"]),
+            # records without it are of before there was more than one
+            driver=str(fields.get("driver", "plain")),
+            backing=_words(fields, "backing") if "backing" in fields else {},
         )
 
 

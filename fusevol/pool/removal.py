@@ -116,12 +116,15 @@ class _Removal:
             self._progress(self._removed)
 
     def _refusal(self, error: OSError, name: str) -> Exception:
-        if error.errno in {errno.EXDEV, errno.EBUSY}:
-            return ConflictError(
-                f"{self._root} cannot be deleted: {name!r} in it is a mount point, a mounted filesystem or on another "
-                "device; unmount or remove that one and try again."
-            )
-        return error
+        return refusal(self._root, repr(name)) if error.errno in {errno.EXDEV, errno.EBUSY} else error
+
+
+def refusal(root: Path, what: str) -> ConflictError:
+    """The error for *what* in the tree at *root*, which nobody but a person may delete."""
+    return ConflictError(
+        f"{root} cannot be deleted: {what} in it is a mount point, a mounted filesystem or on another device; "
+        "unmount or remove that one and try again."
+    )
 
 
 def empty(root: Path, progress: Callable[[int], None] | None = None) -> int:
