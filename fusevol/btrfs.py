@@ -61,13 +61,13 @@ def _ioctl(fd: int, request: int, argument: ctypes.Array[ctypes.c_char] | None) 
         raise OSError(code, os.strerror(code))
 
 
-def _named(name: str, flags: int, fd: int = 0, inherit: int = 0, inherit_size: int = 0) -> ctypes.Array[ctypes.c_char]:
-    """struct btrfs_ioctl_vol_args_v2: fd, transid, flags, size and address of the inheritance, name."""
+def _named(name: str, flags: int, fd: int = 0) -> ctypes.Array[ctypes.c_char]:
+    """struct btrfs_ioctl_vol_args_v2: fd, transid, flags, two words for a quota group's inheritance, two more; name."""
     raw = os.fsencode(name)
     if not raw or b"/" in raw or len(raw) > 255:
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), name)
     buffer = ctypes.create_string_buffer(_ARGS)
-    struct.pack_into("=qQQQQ", buffer, 0, fd, 0, flags, inherit_size, inherit)
+    struct.pack_into("=qQQ", buffer, 0, fd, 0, flags)
     struct.pack_into(f"{len(raw)}s", buffer, _NAME_V2, raw)
     return buffer
 
@@ -101,24 +101,23 @@ def create(parent: int, name: str, limit: int | None = None) -> None:
 
     It is durable when this returns. A limit takes quotas that are on and CAP_SYS_ADMIN.
     """
-    _create(parent, name, limit, _SUBVOL_CREATE_V2, 0, 0)
-
-
-def snapshot(source: int, parent: int, name: str, *, read_only: bool, limit: int | None = None) -> None:
-    """Make *name* in *parent*, which has what the subvolume *source* has at this instant; otherwise as :func:`create`.
-
-    What was written to *source* before is in it (delayed allocation is flushed), what is being written may not be.
-    """
-    _create(parent, name, limit, _SNAP_CREATE_V2, source, _RDONLY if read_only else 0)
-
-
-def _create(parent: int, name: str, limit: int | None, request: int, source: int, flags: int) -> None:
     if limit is None:
-        _ioctl(parent, request, _named(name, flags, source))
+        _ioctl(parent, _SUBVOL_CREATE_V2, _named(name, 0))
         return
     # struct btrfs_qgroup_inherit: flags, three counts of what follows (nothing), the limit
     inherit = ctypes.create_string_buffer(struct.pack("=QQQQ", _SET_LIMITS, 0, 0, 0) + _limit(limit), 72)
-    _ioctl(parent, request, _named(name, flags | _QGROUP_INHERIT, source, ctypes.addressof(inherit), len(inherit)))
+    argument = _named(name, _QGROUP_INHERIT)
+    struct.pack_into("=QQ", argument, 24, len(inherit), ctypes.addressof(inherit))
+    _ioctl(parent, _SUBVOL_CREATE_V2, argument)
+
+
+def snapshot(source: int, parent: int, name: str, *, read_only: bool) -> None:
+    """Make *name* in *parent*, which has what the subvolume *source* has at this instant. Durable when this returns.
+
+    What was written to *source* before is in it (delayed allocation is flushed), what is being written may not be. Its
+    quota group takes over the limit of *source* with full quotas, and none with simple ones.
+    """
+    _ioctl(parent, _SNAP_CREATE_V2, _named(name, _RDONLY if read_only else 0, source))
 
 
 def destroy(parent: int, name: str) -> None:

@@ -294,6 +294,7 @@ class Mounter:
             log=str(self._servers / f"{row.mount_id}.log"),
             fsname=f"fusevol:{row.mount_id}",
             quota=volume.quota,
+            meter=volume.driver if volume.quota == "kernel" else None,
             ledger=str(volume.ledger) if volume.quota == "ledger" else None,
             limit_bytes=volume.capacity_bytes if volume.quota == "ledger" else None,
             limit_inodes=volume.inode_limit if volume.quota == "ledger" else None,
@@ -341,7 +342,7 @@ class Mounter:
         """*action*'s result, in a thread that may hang at *place* or in what is mounted there."""
         return await self._hazards.of(f"The mount at {place}").run(lambda: action(*args, **kwargs))
 
-    async def usage(self, name: str) -> tuple[int, int] | None:
+    async def usage(self, name: str) -> tuple[int, int | None] | None:
         """Used bytes and inodes of a mounted volume; None when its server does not say, or nobody counts."""
         try:
             answer = await self._supervisor.ask(name, {"op": "usage"}, seconds=5.0)
@@ -350,12 +351,13 @@ class Mounter:
         usage = answer.get("usage") or {}
         if usage.get("used_bytes") is None:
             return None
-        return int(usage["used_bytes"]), int(usage["used_inodes"])
+        inodes = usage.get("used_inodes")
+        return int(usage["used_bytes"]), None if inodes is None else int(inodes)
 
     async def set_limits(self, pool: str, volume: str, name: str, capacity: int) -> None:
         """Raise a volume's limit on disk and, if it is mounted, in its server, which may keep it."""
         current = await self._pools.volume(pool, volume)
-        await self._pools.resize(pool, volume, capacity, current.inode_limit)
+        await self._pools.resize(pool, volume, capacity, current.inode_limit)  # where the kernel keeps it, that is all
         if current.quota != "ledger" or name not in self._supervisor.servers:
             return
         request = {"op": "set-limits", "limit_bytes": capacity, "limit_inodes": current.inode_limit}

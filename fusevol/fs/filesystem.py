@@ -31,6 +31,7 @@ from fusevol.fs.nodes import Nodes
 from fusevol.fs.recovery import settle_unfinished
 from fusevol.fs.types import CACHE_EXCLUSIVE, CachePolicy, DirEntry, Quota, StatFs, Usage
 from fusevol.fs.writing import Writer
+from fusevol.usage import Measured, Meter
 
 _PUT_OFF_MOST: Final = 256
 _PATIENCE: Final = 0.02
@@ -54,7 +55,8 @@ class FsStats(NamedTuple):
 class FileSystem(Attributes):
     """The tree below the directory *source*.
 
-    *quota* is asked before anything grows. *descriptors* bounds the O_PATH descriptors that cached inodes hold.
+    *quota* is asked before anything grows; *meter* knows the limits that the backing store keeps itself. *descriptors*
+    bounds the O_PATH descriptors that cached inodes hold.
     """
 
     _accounts: Writer | None
@@ -65,6 +67,7 @@ class FileSystem(Attributes):
         *,
         cache: CachePolicy = CACHE_EXCLUSIVE,
         quota: Quota | None = None,
+        meter: Meter | None = None,
         read_only: bool = False,
         devices: bool = False,
         descriptors: int = 8192,
@@ -106,6 +109,7 @@ class FileSystem(Attributes):
                 self._close_files()
                 self._nodes.close()
                 raise
+        self._meter = meter
         self._read_only = read_only
         self._devices = devices
 
@@ -389,21 +393,12 @@ class FileSystem(Attributes):
         found = StatFs(
             v.f_bsize, v.f_frsize, v.f_blocks, v.f_bfree, v.f_bavail, v.f_files, v.f_ffree, v.f_favail, v.f_namemax
         )
-        if self._accounts is None:
-            return found
-        self._reclaim(opened=False)
-        usage = self._accounts.quota.usage()  # not settled first: df must be quick
-        if usage.limit_bytes is not None:
-            unit = 4096 if usage.limit_bytes % 4096 == 0 else 512
-            blocks = usage.limit_bytes // unit
-            left = max(0, blocks - -(-usage.used_bytes // unit))
-            pool = v.f_bavail * v.f_frsize // unit
-            found = found._replace(bsize=4096, frsize=unit, blocks=blocks, bfree=left, bavail=min(left, pool))
-        if usage.limit_inodes is not None:
-            left = max(0, usage.limit_inodes - usage.used_inodes)
-            # btrfs has no count of inodes and says 0
-            available = min(left, v.f_favail) if v.f_files else left
-            found = found._replace(files=usage.limit_inodes, ffree=left, favail=available)
+        if self._accounts is not None:
+            self._reclaim(opened=False)
+            return _within(found, self._accounts.quota.usage())  # not settled first: df must be quick
+        if self._meter is not None:
+            with contextlib.suppress(OSError):  # its quotas were switched off: what is there is the pool's
+                return _within(found, self._meter.usage())
         return found
 
     def set_read_only(self, value: bool) -> None:
@@ -469,3 +464,20 @@ class FileSystem(Attributes):
             self._accounts.collect()
             self._accounts.drain()
         self._nodes.close()
+
+
+def _within(pool: StatFs, usage: Usage | Measured) -> StatFs:
+    """What a volume shows that may take a part of *pool*."""
+    found = pool
+    if usage.limit_bytes is not None:
+        unit = 4096 if usage.limit_bytes % 4096 == 0 else 512
+        blocks = usage.limit_bytes // unit
+        left = max(0, blocks - -(-usage.used_bytes // unit))
+        available = min(left, pool.bavail * pool.frsize // unit)
+        found = found._replace(bsize=4096, frsize=unit, blocks=blocks, bfree=left, bavail=available)
+    if usage.limit_inodes is not None and usage.used_inodes is not None:
+        left = max(0, usage.limit_inodes - usage.used_inodes)
+        # btrfs has no count of inodes and says 0
+        available = min(left, pool.favail) if pool.files else left
+        found = found._replace(files=usage.limit_inodes, ffree=left, favail=available)
+    return found

@@ -41,6 +41,12 @@ def inspect(pool: Path, building: AbstractSet[str], driver_of: DriverOf) -> list
         findings.append(Finding("error", place.DESCRIPTION, e.message))
     for name in sorted(os.listdir(pool / place.VOLUMES)):
         findings += _volume(pool / place.VOLUMES / name, driver_of)
+    for name in sorted(os.listdir(pool / place.SNAPSHOTS)):
+        try:
+            Volume.load(pool / place.SNAPSHOTS / check_id(name), name)
+        except (CorruptError, InvalidError) as e:
+            if os.path.lexists(pool / place.SNAPSHOTS / name):
+                findings.append(Finding("error", f"{place.SNAPSHOTS}/{name}", e.message))
     for name in sorted(os.listdir(pool / place.TRASH)):
         path = pool / place.TRASH / name
         if os.path.lexists(path) and read_entry(path) is None:

@@ -30,10 +30,11 @@ from fusevol.errors import (
     UnavailableError,
 )
 from fusevol.files import sync_directory, temporary_name
-from fusevol.pool import drivers, place, removal, trash
+from fusevol.pool import copying, drivers, place, removal, trash
 from fusevol.pool.drivers import NO_LIMITS, Driver, Limits
 from fusevol.pool.inspection import Finding, inspect
-from fusevol.pool.record import DATA, RECORD, Volume, VolumeRequest, check_id, check_limits
+from fusevol.pool.promises import Promises
+from fusevol.pool.record import DATA, RECORD, SNAPSHOT_OF, Volume, VolumeRequest, check_id, check_limits
 from fusevol.pool.trash import TrashEntry
 from fusevol.usage import Enforcer, Measured
 
@@ -62,7 +63,9 @@ class PoolCapacity(NamedTuple):
 class Pool:
     """An open pool. Made by :meth:`open`, given back by :meth:`close` (or by the process's end)."""
 
-    def __init__(self, path: Path, name: str, lock: int, step: Step, driver: Driver) -> None:
+    def __init__(
+        self, path: Path, name: str, lock: int, step: Step, driver: Driver, overcommit: float | None = None
+    ) -> None:
         """Use :meth:`open`."""
         self.path = path
         self.name = name
@@ -73,6 +76,8 @@ class Pool:
         self._volumes = path / place.VOLUMES
         self._trash = path / place.TRASH
         self._tmp = path / place.TMP
+        self._snapshots = path / place.SNAPSHOTS
+        self._promises = Promises(name, overcommit, self._total) if overcommit is not None else None
         self._mutex = threading.Lock()
         """Guards names below ``volumes`` and ``trash``, and rewriting of records."""
         self._building: set[str] = set()
@@ -80,11 +85,19 @@ class Pool:
 
     @classmethod
     def open(
-        cls, path: Path, name: str, *, create: bool = False, step: Step = no_step, driver: str | None = None
+        cls,
+        path: Path,
+        name: str,
+        *,
+        create: bool = False,
+        step: Step = no_step,
+        driver: str | None = None,
+        overcommit: float | None = None,
     ) -> Self:
         """Open the pool at *path*, whoever made it; with *create*, make it in an empty or missing directory.
 
         *driver* makes its volumes from now on; ``None``: as before, and for a new pool what fits its filesystem.
+        *overcommit*: how many times the filesystem's size may be promised to volumes; ``None``: as much as is asked.
 
         Raises :class:`InvalidError` (relative, the root, no directory, not empty and no pool), :class:`NotFoundError`,
         :class:`UnavailableError` (read-only), :class:`ForbiddenError`, :class:`CorruptError`, :class:`ConflictError`
@@ -99,7 +112,7 @@ class Pool:
         except BaseException:
             os.close(lock)
             raise
-        return cls(real, name, lock, step, chosen)
+        return cls(real, name, lock, step, chosen, overcommit)
 
     def close(self) -> None:
         """Let another process open the pool."""
@@ -109,16 +122,54 @@ class Pool:
 
     # volumes
 
-    def provision(self, request: VolumeRequest) -> Volume:
+    def provision(self, request: VolumeRequest, source: Volume | None = None) -> Volume:
         """Make a volume, durably; the same request again returns it.
 
-        Raises :class:`AlreadyExistsError` if it exists with another size, :class:`NoSpaceError`, :class:`InvalidError`.
+        With *source*, a volume or a snapshot of this or of another pool, it begins with what that has. Where that takes
+        no instant (see the driver's capabilities), that nobody writes to it meanwhile is the caller's duty.
+
+        Raises :class:`AlreadyExistsError` if it exists with another size, :class:`NoSpaceError`, and
+        :class:`InvalidError`, also for less than *source* has.
         """
         request.check()
         self._check_open()
+        if source is not None:
+            _check_fits(request, source)
+
+        def make(directory: Path) -> Volume:
+            enforcer = self._enforcer(request)
+            limits = Limits(request.capacity_bytes, request.inode_limit) if enforcer == "kernel" else NO_LIMITS
+            data = directory / DATA
+            if source is None:
+                backing = self.driver.make(data, limits)
+                data.chmod(request.mode)  # mkdir's mode is subject to the umask
+                sync_directory(data)
+            elif source.driver == self.driver.name and source.data.is_relative_to(self.path):
+                backing = self.driver.clone(source.data, source.backing, data, limits)
+            else:
+                backing = self.driver.make(data, limits)
+                copying.copy_tree(source.data, data)
+            return Volume.from_request(request, directory, quota=enforcer, driver=self.driver.name, backing=backing)
+
         with place.explained(self.path, f"volume {request.id}"):
             found = self._existing(request)
-            return found if found is not None else self._build(request)
+            if found is not None:
+                return found
+            with self._promised(request.id, request.capacity_bytes):
+                return self._build("provision", self._volumes / request.id, make, lambda: self._existing(request))
+
+    def _total(self) -> int:
+        st = os.statvfs(self.path)
+        return st.f_blocks * st.f_frsize
+
+    def _promised(self, volume: str, nbytes: int | None) -> contextlib.AbstractContextManager[None]:
+        if self._promises is None:
+            return contextlib.nullcontext()
+        return self._promises.promised(volume, nbytes, lambda: ((v.id, v.capacity_bytes) for v in self.volumes()))
+
+    def _forget(self, volume: str) -> None:
+        if self._promises is not None:
+            self._promises.forget(volume)
 
     def _existing(self, request: VolumeRequest) -> Volume | None:
         try:
@@ -134,24 +185,24 @@ class Pool:
         sync_directory(self._volumes)  # whoever made it may have died before this
         return found
 
-    def _build(self, request: VolumeRequest) -> Volume:
-        self._step("provision: begun")
-        temporary = self._tmp / f"{request.id[:64]}.{uuid.uuid4().hex}"
-        final = self._volumes / request.id
+    def _build(
+        self,
+        what: str,
+        final: Path,
+        make: Callable[[Path], Volume],
+        existing: Callable[[], Volume | None],
+    ) -> Volume:
+        """Have *make* make data in a directory aside, and move that to *final*, unless *existing* is faster."""
+        self._step(f"{what}: begun")
+        temporary = self._tmp / f"{final.name[:64]}.{uuid.uuid4().hex}"
         self._building.add(temporary.name)
         try:
             temporary.mkdir(mode=0o700)
-            self._step("provision: directory made")
-            data = temporary / DATA
-            enforcer = self._enforcer(request)
-            limits = Limits(request.capacity_bytes, request.inode_limit) if enforcer == "kernel" else NO_LIMITS
-            backing = self.driver.make(data, limits)
-            data.chmod(request.mode)  # mkdir's mode is subject to the umask
-            sync_directory(data)
-            self._step("provision: data made")
-            made = Volume.from_request(request, temporary, quota=enforcer, driver=self.driver.name, backing=backing)
+            self._step(f"{what}: directory made")
+            made = make(temporary)
+            self._step(f"{what}: data made")
             made.save(temporary)
-            self._step("provision: record written")
+            self._step(f"{what}: record written")
             try:
                 with self._mutex:
                     temporary.rename(final)
@@ -159,21 +210,21 @@ class Pool:
                 if e.errno not in {errno.ENOTEMPTY, errno.EEXIST}:
                     raise
                 self._discard(temporary)
-                found = self._existing(request)  # another thread was faster
+                found = existing()  # another thread was faster
                 if found is None:
                     raise
                 return found
-            self._step("provision: renamed")
-            sync_directory(self._volumes)
+            self._step(f"{what}: renamed")
+            sync_directory(final.parent)
             sync_directory(self._tmp)
-            self._step("provision: durable")
+            self._step(f"{what}: durable")
         except BaseException:
             with contextlib.suppress(OSError):
                 self._discard(temporary)
             raise
         finally:
             self._building.discard(temporary.name)
-        return Volume.load(final, request.id)
+        return Volume.load(final, final.name)
 
     def _enforcer(self, request: VolumeRequest) -> Enforcer:
         limits = Limits(request.capacity_bytes, request.inode_limit)
@@ -201,23 +252,31 @@ class Pool:
         return found
 
     def _directory(self, volume: str) -> Path:
-        directory = self._volumes / check_id(volume)
+        return self._present(self._volumes / check_id(volume), "volume")
+
+    def _present(self, directory: Path, what: str) -> Path:
+        """*directory*, which is there. Raises :class:`NotFoundError`."""
         try:
             directory.lstat()
         except FileNotFoundError as e:
-            raise NotFoundError(f"There is no volume {volume} in pool {self.name}: see `fusevol pool show`.") from e
+            raise NotFoundError(
+                f"There is no {what} {directory.name} in pool {self.name}: see `fusevol pool show`."
+            ) from e
         except OSError as e:
-            raise place.explain(self.path, f"volume {volume}", e) from e
+            raise place.explain(self.path, f"{what} {directory.name}", e) from e
         return directory
 
     def volumes(self) -> list[Volume]:
         """All volumes whose record can be read, by id; :meth:`check` tells of the others."""
+        return self._readable(self._volumes)
+
+    def _readable(self, room: Path) -> list[Volume]:
         found = []
-        with place.explained(self.path, "listing its volumes"):
-            names = sorted(os.listdir(self._volumes))
+        with place.explained(self.path, f"listing its {room.name}"):
+            names = sorted(os.listdir(room))
         for name in names:
             with contextlib.suppress(CorruptError, InvalidError):
-                found.append(Volume.load(self._volumes / check_id(name), name))
+                found.append(Volume.load(room / check_id(name), name))
         return found
 
     def resize(self, volume: str, capacity_bytes: int | None, inode_limit: int | None) -> Volume:
@@ -227,7 +286,11 @@ class Pool:
         the kernel cannot keep.
         """
         check_limits(volume, capacity_bytes, inode_limit)
-        with self._mutex, place.explained(self.path, f"resizing volume {volume}"):
+        with (
+            self._mutex,
+            place.explained(self.path, f"resizing volume {volume}"),
+            self._promised(volume, capacity_bytes),
+        ):
             found = self.volume(volume)
             changed = found.with_limits(capacity_bytes, inode_limit)
             if found.quota == "kernel":
@@ -265,6 +328,53 @@ class Pool:
         provisioned = sum(v.capacity_bytes or 0 for v in volumes)
         return PoolCapacity(st.f_blocks * st.f_frsize, st.f_bavail * st.f_frsize, provisioned, len(volumes))
 
+    # snapshots
+
+    def snapshot(self, volume: str, snapshot: str, labels: Mapping[str, str] | None = None) -> Volume:
+        """Keep what *volume* has now as *snapshot*, durably; the same again returns it. It outlives the volume.
+
+        It is described as a volume with the limits that *volume* has, and the label :data:`SNAPSHOT_OF`; nobody serves
+        it. Where it takes no instant (see the driver's capabilities), the caller sees to it that nobody writes
+        meanwhile.
+        Raises :class:`AlreadyExistsError` if that is a snapshot of another volume.
+        """
+        check_id(snapshot)
+        self._check_open()
+
+        def existing() -> Volume | None:
+            try:
+                found = self.find_snapshot(snapshot)
+            except NotFoundError:
+                return None
+            if found.labels.get(SNAPSHOT_OF) != volume:
+                raise AlreadyExistsError(
+                    f"Snapshot {snapshot} exists in pool {self.name}, of volume {found.labels.get(SNAPSHOT_OF)}: "
+                    "choose another id."
+                )
+            sync_directory(self._snapshots)
+            return found
+
+        def make(directory: Path) -> Volume:
+            source = self.volume(volume)
+            backing = self._driver_of(source).snapshot(source.data, source.backing, directory / DATA)
+            return source.kept_as(snapshot, directory, backing, {**(labels or {}), SNAPSHOT_OF: volume})
+
+        with place.explained(self.path, f"snapshot {snapshot}"):
+            return existing() or self._build("snapshot", self._snapshots / snapshot, make, existing)
+
+    def find_snapshot(self, snapshot: str) -> Volume:
+        """A snapshot. Raises :class:`NotFoundError`, :class:`CorruptError`."""
+        return Volume.load(self._present(self._snapshots / check_id(snapshot), "snapshot"), snapshot)
+
+    def snapshots(self) -> list[Volume]:
+        """All snapshots whose record can be read, by id."""
+        return self._readable(self._snapshots)
+
+    def delete_snapshot(self, snapshot: str) -> TrashEntry:
+        """Move a snapshot to the trash, from where it cannot be restored as it was, only purged."""
+        with self._mutex, place.explained(self.path, f"deleting snapshot {snapshot}"):
+            return self._throw_away(self._present(self._snapshots / check_id(snapshot), "snapshot"), "deleted")
+
     # trash
 
     def trash(self, volume: str, reason: str = "deleted") -> TrashEntry:
@@ -274,25 +384,29 @@ class Pool:
         it any more is the caller's duty.
         """
         with self._mutex, place.explained(self.path, f"deleting volume {volume}"):
-            directory = self._directory(volume)
-            _refuse_mounts(directory)
-            self._step("trash: begun")
-            try:
-                trash.write_note(directory, reason, trash.owner_of(directory, volume))
-            except OSError as e:
-                # deleting is how a full pool gets space; and no note is no reason to keep what is no directory
-                if e.errno not in {errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR}:
-                    raise
-            self._step("trash: note written")
-            target = self._unused(volume)
-            directory.rename(target)
-            self._step("trash: renamed")
-            sync_directory(self._trash)
-            sync_directory(self._volumes)
-            self._step("trash: durable")
-            entry = trash.read_entry(target)
+            entry = self._throw_away(self._directory(volume), reason)
+            self._forget(volume)
+            return entry
+
+    def _throw_away(self, directory: Path, reason: str) -> TrashEntry:
+        _refuse_mounts(directory)
+        self._step("trash: begun")
+        try:
+            trash.write_note(directory, reason, trash.owner_of(directory, directory.name))
+        except OSError as e:
+            # deleting is how a full pool gets space; and no note is no reason to keep what is no directory
+            if e.errno not in {errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR}:
+                raise
+        self._step("trash: note written")
+        target = self._unused(directory.name)
+        directory.rename(target)
+        self._step("trash: renamed")
+        sync_directory(self._trash)
+        sync_directory(directory.parent)
+        self._step("trash: durable")
+        entry = trash.read_entry(target)
         if entry is None:
-            raise NotFoundError(f"The deleted volume {volume} is gone from the trash of pool {self.name} already.")
+            raise NotFoundError(f"The deleted {directory.name} is gone from the trash of pool {self.name} already.")
         return entry
 
     def _unused(self, volume: str) -> Path:
@@ -317,13 +431,16 @@ class Pool:
             directory = self._entry(entry)
             if not (directory / DATA).is_dir():
                 raise ConflictError(f"The deletion of {entry.name} has begun: it cannot be restored any more.")
+            if SNAPSHOT_OF in self._labels(directory, entry.volume):
+                raise ConflictError(f"{entry.name} is a deleted snapshot: make a volume of it before you delete it.")
             final = self._volumes / check_id(entry.volume)
             if os.path.lexists(final):
                 raise AlreadyExistsError(
                     f"Volume {entry.volume} exists again: delete that one before you restore this."
                 )
             self._step("restore: begun")
-            directory.rename(final)
+            with self._promised(entry.volume, _capacity(directory, entry.volume)):
+                directory.rename(final)
             self._step("restore: renamed")
             (final / trash.NOTE).unlink(missing_ok=True)
             sync_directory(final)
@@ -331,6 +448,13 @@ class Pool:
             sync_directory(self._trash)
             self._step("restore: durable")
         return self.volume(entry.volume)
+
+    @staticmethod
+    def _labels(directory: Path, volume: str) -> Mapping[str, str]:
+        try:
+            return Volume.load(directory, volume).labels
+        except CorruptError:
+            return {}
 
     def purge(self, entry: TrashEntry, progress: Callable[[int], None] | None = None) -> None:
         """Delete what is in the trash for ever. May take long: for a thread of its own. Gone already is fine.
@@ -423,6 +547,26 @@ class Pool:
 def _size(capacity_bytes: int | None, inode_limit: int | None) -> str:
     size = "no size limit" if capacity_bytes is None else f"{capacity_bytes} bytes"
     return size if inode_limit is None else f"{size} and {inode_limit} inodes"
+
+
+def _capacity(directory: Path, volume: str) -> int | None:
+    try:
+        return Volume.load(directory, volume).capacity_bytes
+    except CorruptError:
+        return None
+
+
+def _check_fits(request: VolumeRequest, source: Volume) -> None:
+    """Raise :class:`InvalidError` where what *source* may have is more than what is asked for."""
+    for wanted, had, what in (
+        (request.capacity_bytes, source.capacity_bytes, "bytes"),
+        (request.inode_limit, source.inode_limit, "inodes"),
+    ):
+        if wanted is not None and had is not None and wanted < had:
+            raise InvalidError(
+                f"Volume {request.id} with {wanted} {what} cannot begin with what {source.id} has, which may be "
+                f"{had} {what}: ask for at least as much."
+            )
 
 
 def _refuse_mounts(directory: Path) -> None:

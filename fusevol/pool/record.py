@@ -18,6 +18,8 @@ from fusevol.usage import Enforcer
 RECORD: Final = "volume.json"
 DATA: Final = "data"
 LEDGER: Final = "ledger.json"
+SNAPSHOT_OF: Final = "snapshot-of"
+"""The label of a snapshot's record: which volume it is of."""
 _VERSION: Final = 1
 _ID: Final = re.compile(r"[a-z0-9][a-z0-9.-]{0,127}", re.ASCII)
 
@@ -130,6 +132,19 @@ class Volume:
     def directory(self) -> Path:
         """Where record, data and the rest are."""
         return self.data.parent
+
+    def kept_as(self, snapshot: str, directory: Path, backing: Mapping[str, str], labels: dict[str, str]) -> Volume:
+        """The record of a snapshot of this volume in *directory*."""
+        return dataclasses.replace(
+            self,
+            id=snapshot,
+            data=directory / DATA,
+            ledger=directory / LEDGER,
+            labels=labels,
+            created=now(),
+            quota="none",
+            backing=dict(backing),
+        )
 
     def with_limits(self, capacity_bytes: int | None, inode_limit: int | None) -> Volume:
         """The same volume with other limits."""

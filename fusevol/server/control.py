@@ -1,6 +1,7 @@
 """The control socket: one JSON object per line each way, on threads of its own.
 
-It answers although requests hang: nothing here but ``drain`` touches the volume's files. Mode 0600: whoever can
+It answers although requests hang: nothing here but ``drain``, and changing limits that the
+kernel keeps, waits for the backing store. Mode 0600: whoever can
 connect may unmount.
 """
 

@@ -33,6 +33,7 @@ from fusevol.files import sync_filesystem
 from fusevol.fs import FileSystem
 from fusevol.fs.recovery import CountersError
 from fusevol.fs.types import CACHE_EXCLUSIVE, CACHE_NONE, CACHE_SHARED, CachePolicy
+from fusevol.quota import kernel
 from fusevol.quota.ledger import Ledger
 from fusevol.quota.scan import ScanProgress
 from fusevol.server import logfile, privileges
@@ -44,6 +45,7 @@ from fusevol.server.transports import Session, mounted
 from fusevol.transport import mount
 from fusevol.transport.ending import Ending
 from fusevol.transport.hangs import Hangs
+from fusevol.usage import Measured, Meter
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +80,7 @@ class Server:
         self._started = time.time()
         self._terminated = threading.Event()
         self._ledger: Ledger | None = None
+        self._meter: Meter | None = None
         self._minor = -1
         self._session: Session | None = None
         self._hangs = Hangs(spec.stuck_after_s, spec.abort_after_s, lambda: mount.abort(self._minor))
@@ -137,6 +140,7 @@ class Server:
     def _filesystem(self, memory: SessionMemory | None, descriptors: int) -> FileSystem:
         """The tree with its quota. Where what an earlier server has left cannot be understood, all of it is counted."""
         spec = self.spec
+        self._meter = self._open_meter()
         while True:
             self._ledger = self._open_ledger(memory)
             try:
@@ -144,6 +148,7 @@ class Server:
                     spec.source,
                     cache=_CACHE[spec.cache],
                     quota=self._ledger,
+                    meter=self._meter,
                     read_only=spec.read_only,
                     devices=spec.devices,
                     descriptors=descriptors,
@@ -154,6 +159,21 @@ class Server:
                     raise
                 log.warning("%s", e)
                 memory.journal.distrust()
+
+    def _open_meter(self) -> Meter | None:
+        """The quota of the backing filesystem, if that keeps the limits."""
+        spec = self.spec
+        if spec.quota != "kernel":
+            return None
+        if spec.meter is None:
+            raise UsageError(f"The mount {spec.mount_id} has a kernel quota but no meter: name one in its mount file.")
+        try:
+            return kernel.open_meter(spec.meter, Path(spec.source))
+        except UnavailableError as e:
+            if self._held is None:
+                raise  # nobody shall find out later that a limit is none
+            log.warning("%s", e)  # who uses the volume already must not be left alone
+            return None
 
     def _open_ledger(self, memory: SessionMemory | None) -> Ledger | None:
         spec = self.spec
@@ -256,9 +276,12 @@ class Server:
     # -- the control socket's operations ------------------------------------------------------------------------------
 
     def _usage(self) -> dict[str, int | None]:
-        if self._ledger is None:
-            return dict.fromkeys(("used_bytes", "used_inodes", "limit_bytes", "limit_inodes"))
-        return self._ledger.usage()._asdict()
+        if self._ledger is not None:
+            return self._ledger.usage()._asdict()
+        if self._meter is not None:
+            with contextlib.suppress(OSError):  # its quotas were switched off: nobody counts
+                return self._meter.usage()._asdict()
+        return dict.fromkeys(Measured._fields)
 
     def _status(self, _request: Mapping[str, Any]) -> Answer:
         spec = self.spec
@@ -280,18 +303,21 @@ class Server:
         }
 
     def _set_limits(self, request: Mapping[str, Any]) -> Answer:
-        if self._ledger is None:
+        now = self._usage()
+        if self._ledger is None and self._meter is None:
             raise RequestError(f"The mount {self.spec.mount_id} has no quota to change.", errno.EOPNOTSUPP)
-        now = self._ledger.usage()
-        limit_bytes = request.get("limit_bytes", now.limit_bytes)
-        limit_inodes = request.get("limit_inodes", now.limit_inodes)
+        limit_bytes = request.get("limit_bytes", now["limit_bytes"])
+        limit_inodes = request.get("limit_inodes", now["limit_inodes"])
         for limit in (limit_bytes, limit_inodes):
             if limit is not None and (type(limit) is not int or limit < 0):
                 raise RequestError(f"A limit is a whole number or null, not {limit!r}.", errno.EINVAL)
-        if self._file is not None:  # first: a successor must have the limits that were confirmed
+        if self._meter is not None:
+            self._meter.set_limits(limit_bytes, limit_inodes)
+        elif self._file is not None:  # first: a successor must have the limits that were confirmed
             self.spec = dataclasses.replace(self.spec, limit_bytes=limit_bytes, limit_inodes=limit_inodes)
             self.spec.save(self._file)
-        self._ledger.set_limits(limit_bytes, limit_inodes)
+        if self._ledger is not None:
+            self._ledger.set_limits(limit_bytes, limit_inodes)
         log.info("limits are now %s bytes and %s inodes", limit_bytes, limit_inodes)
         return {"usage": self._usage()}
 

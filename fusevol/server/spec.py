@@ -33,9 +33,12 @@ class MountSpec:
     read_only: bool = False
     quota: Enforcer = "none"
     """Who keeps the volume's limits. Data comes by the server only where it is the ledger."""
+    meter: str | None = None
+    """Whose quota it is (``fusevol.quota.kernel``); required with ``quota="kernel"``."""
     ledger: str | None = None
     """Checkpoint file of the ledger; required with ``quota="ledger"``."""
     limit_bytes: int | None = None
+    """What the ledger keeps, as ``limit_inodes``; the kernel has its own."""
     limit_inodes: int | None = None
     cache: CacheMode = "exclusive"
     allow_other: bool = True
@@ -61,7 +64,9 @@ class MountSpec:
     def save(self, path: Path) -> None:
         """Write the spec to *path* (rename, so that a reader sees all of it or nothing)."""
         temporary = path.with_name(f".{path.name}.tmp")
-        temporary.write_text(json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True))
+        # without what is not set, so that the code of an earlier release can go on with it for as long as it can
+        fields = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
+        temporary.write_text(json.dumps(fields, indent=1, sort_keys=True))
         temporary.replace(path)
 
     @classmethod
