@@ -3,6 +3,7 @@
 #
 #   check-clean.sh save FILE       remember what is on the machine now
 #   check-clean.sh compare FILE    say what has come since and is still there; exit 1 if there is anything
+#   check-clean.sh end             end what this run left: processes with its mark, mounts below TMPDIR
 #
 # What counts: FUSE mounts of fusevol and mounts below TMPDIR, loop devices, containers of the default storage, and
 # processes of fusevol or with this run's mark ($FUSEVOL_TEST_RUN) in their environment. On a machine that
@@ -61,7 +62,24 @@ containers() {
 
 look() { { mounts; loops; processes; containers; } | sort; }
 
+end() {
+  local what pid type device point
+  only_own=own
+  [ "$own" != none ] && [ "$tmp" != /tmp ] || return 0
+  for _ in 1 2 3; do # who starts others may be quicker than this loop
+    while read -r what pid _; do
+      [ "$what" != process ] || kill -9 "${pid%:}" 2>/dev/null || true
+    done < <(processes)
+    # a process that waits for a FUSE answer does not die before its connection is aborted
+    while read -r _ type device point; do
+      case "$type" in fuse*) { echo 1 >"/sys/fs/fuse/connections/${device#*:}/abort"; } 2>/dev/null || true ;; esac
+      umount --lazy "$point" 2>/dev/null || true
+    done < <(mounts | tac)
+  done
+}
+
 case "${1:-} ${2:-}" in
+  "end ") end ;;
   "save "?*) look >"$2" ;;
   "compare "?*)
     for attempt in 1 2 3 4 5 6 7 8 9 10; do # the last process of a test may need a moment to leave
@@ -73,7 +91,7 @@ case "${1:-} ${2:-}" in
     exit 1
     ;;
   *)
-    echo "usage: check-clean.sh save|compare FILE" >&2
+    echo "usage: check-clean.sh save|compare FILE, check-clean.sh end" >&2
     exit 2
     ;;
 esac

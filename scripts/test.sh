@@ -7,8 +7,13 @@ mkdir -p build/test
 TMPDIR=$(mktemp -d /tmp/fv.XXXXXX) # short: paths of unix sockets end at 107 bytes
 chmod 755 "$TMPDIR"                # tests also act as other users, who must get through it
 FUSEVOL_TEST_RUN=${TMPDIR##*.}     # inherited by every process that a test starts
-export TMPDIR FUSEVOL_TEST_RUN
+PYTHONPYCACHEPREFIX=$TMPDIR/pycache # as installed: what starts finds its code compiled, and the tree stays clean
+export TMPDIR FUSEVOL_TEST_RUN PYTHONPYCACHEPREFIX
+unset PYTHONDONTWRITEBYTECODE
 scripts/check-clean.sh save "$TMPDIR/before"
+# a run that is cut short ends what it has started, too: pytest does when it can, this if it was killed itself
+trap 'scripts/check-clean.sh end' EXIT
+trap 'exit 130' INT TERM
 
 .venv/bin/python -m pytest -p no:cacheprovider --junitxml=build/test/junit.xml "$@" 2>&1 | tee build/test/pytest.log
 status=${PIPESTATUS[0]}

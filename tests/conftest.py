@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import signal
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -19,12 +20,20 @@ from tests.support.devices import Kind, abort_all, make_loop_fs, tear_down
 from tests.support.logs import LogCheck
 from tests.support.servers import VolumeServer
 
-RESCUE = 400.0 + float(os.environ.get("FUSEVOL_STRESS_SECONDS", "0"))
+_LONGER = {"FUSEVOL_STRESS_SECONDS": 1, "FUSEVOL_KILLS": 5, "FUSEVOL_UPGRADES": 20}
+"""What makes tests longer that are asked for by hand, and by how many seconds for each."""
+RESCUE = 400.0 + sum(seconds * float(os.environ.get(name, "0")) for name, seconds in _LONGER.items())
 """Seconds after which the mounts of a test are aborted; no test takes half as long."""
 
 
+def _terminated(_number: int, _frame: object) -> None:
+    """What a time limit around pytest sends is an interrupt like that of the keyboard: fixtures end what they began."""
+    raise KeyboardInterrupt
+
+
 def pytest_configure(config: pytest.Config) -> None:
-    """Announce the markers of this file."""
+    """Announce the markers of this file, and take a time limit's signal."""
+    signal.signal(signal.SIGTERM, _terminated)
     config.addinivalue_line(
         "markers", "expect_log(*patterns): log records of WARNING and above that belong to the test"
     )

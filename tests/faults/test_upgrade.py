@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from tests.support import api, eventually
 from tests.support.agent import Agent
 from tests.support.logs import LogCheck
 from tests.support.processes import alive
-from tests.support.torments import Torments
+from tests.support.torments import Torments, figures
 from tests.support.versions import Versions
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
@@ -29,14 +30,20 @@ SEED = int(os.environ.get("FUSEVOL_SEED", "0")) or random.randrange(1, 1 << 32)
 class Node:
     """An agent of version 1.0 with a volume that has a limit, and one that has none, both in use."""
 
-    def __init__(self, directory: Path, logs: LogCheck, kinds: Sequence[str]) -> None:
+    def __init__(self, directory: Path, logs: LogCheck) -> None:
         self.versions = Versions(directory)
         self.versions.install("1.0")
-        self.agent = Agent(directory, logs, {"PYTHONPATH": str(self.versions.path)})
+        # versions share a path, so one could be taken for the other by its compiled files
+        environment = {"PYTHONPATH": str(self.versions.path), "PYTHONDONTWRITEBYTECODE": "1"}
+        self.agent = Agent(directory, logs, environment)
         (directory / "agent.yaml").write_text("ioUring: off\n")
         self.torments = Torments(directory / "counters")
-        self.agent.start()
         self.limited, self.free = directory / "limited", directory / "free"
+
+    def start(self, kinds: Sequence[str]) -> Node:
+        """Start agent, volumes and programs."""
+        directory = self.agent.directory
+        self.agent.start()
         api.bound_claim(self.agent, "data")
         api.mount(self.agent, "data", self.limited)
         api.call_out(self.agent, "emptyDir", self.free)
@@ -44,6 +51,7 @@ class Node:
         for place in (self.limited, self.free):
             self.torments.start(place, kinds)
         self.torments.go_on(5)
+        return self
 
     def serving(self) -> list[str]:
         """The versions of keeper and volume servers."""
@@ -74,9 +82,9 @@ def node(workdir: Path, logs: LogCheck) -> Iterator[Node]:
 
     timer = threading.Timer(100 + 20 * ROUNDS, rescue)
     timer.start()
-    running = Node(workdir, logs, ("files", "names", "mapped"))
+    running = Node(workdir, logs)
     try:
-        yield running
+        yield running.start(("files", "names", "mapped", "steady"))
     finally:
         timer.cancel()
         running.close()
@@ -101,6 +109,29 @@ def test_upgrade(node: Node) -> None:
     assert "was replaced by one of version 2.0" in described
     assert api.servers(node.agent) == pids
     assert complaints == []
+
+
+def test_many_upgrades(node: Node) -> None:
+    """One after the other, and nobody notices more than a pause."""
+    moved: list[tuple[float, float]] = []
+    for _ in range(ROUNDS):
+        node.torments.go_on(20)
+        began = time.monotonic()
+        said = node.agent.ok("upgrade")
+        moved.append((began, time.monotonic()))
+        assert said == "Moved 2 mounted volumes from version 1.0 to 1.0.\n"
+    complaints = node.end()
+    print(f"{ROUNDS} upgrades, ms: {figures(1000 * (end - began) for began, end in moved)}")
+    for torment in node.torments.all:
+        pauses = [1000 * torment.longest(began, end) for began, end in moved]
+        print(f"{torment.kind} in {torment.place.parent.name}: {figures(pauses)}")
+        if torment.kind == "steady":
+            bare = [1000 * torment.longest(began, end, "long_bare") for began, end in moved]
+            print(f"{torment.kind} beside the mount: {figures(bare)}")
+    print("\n".join(node.torments.report()))
+
+    assert complaints == []
+    assert len(moved) == ROUNDS
 
 
 def test_agent_of_another_version(node: Node) -> None:

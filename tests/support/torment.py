@@ -1,14 +1,16 @@
 """A program that works in a directory until told to stop, and knows at every moment what must be there.
 
-``python torment.py KIND DIRECTORY COUNTERS INDEX``: KIND is a class below, in lower case. It counts its steps
-in word INDEX of the file COUNTERS, works until SIGTERM, compares what it finds with what it did, and prints one JSON
-object: the number of ``steps``, all system calls that took ``long`` (pairs of their beginning by CLOCK_MONOTONIC and
-their duration, in seconds), and the ``worst`` duration. Anything unexpected ends it with a traceback. Standard library
-only, and nothing of ours.
+``python torment.py KIND DIRECTORY BARE COUNTERS INDEX``: KIND is a class below, in lower case; BARE is an empty
+directory that is no mount. It counts its steps in word INDEX of the file COUNTERS, works until SIGTERM, compares what
+it finds with what it did, and prints one JSON object: the number of ``steps``, of system ``calls``, and of results
+``checked`` against the model; all system calls that took ``long``, in the mount, and ``long_bare``, in BARE (pairs of
+their beginning by CLOCK_MONOTONIC and their duration, in seconds). Anything unexpected ends it with a traceback; it
+ends with who started it. Standard library only, and nothing of ours.
 """
 
 from __future__ import annotations
 
+import ctypes
 import json
 import mmap
 import os
@@ -22,28 +24,44 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-LONG = 0.003
+LONG = 0.001
+_PR_SET_PDEATHSIG = 1
 _BLOCK = 4096
 _BLOCKS = 256
 
 
 class Work(ABC):
-    """Work in the directory *root*."""
+    """Work in the directory *root*, and beside it in *bare*."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, root: Path, bare: Path) -> None:
+        self.root, self.bare = root, bare
         self.long: list[tuple[float, float]] = []
-        self.worst = 0.0
+        self.long_bare: list[tuple[float, float]] = []
+        self.calls = self.checked = 0
 
     def call(self, what: Callable[..., Any], *arguments: Any) -> Any:
         """What *what* returns; how long it took is noted."""
         began = time.monotonic()
         found = what(*arguments)
         took = time.monotonic() - began
-        self.worst = max(self.worst, took)
+        self.calls += 1
         if took > LONG:
             self.long.append((began, took))
         return found
+
+    def beside(self, what: Callable[..., Any], *arguments: Any) -> Any:
+        """The same on *bare*: what of its duration is this machine's, and not the mount's."""
+        began = time.monotonic()
+        found = what(*arguments)
+        took = time.monotonic() - began
+        if took > LONG:
+            self.long_bare.append((began, took))
+        return found
+
+    def same(self, found: object, expected: object, what: str) -> None:
+        """One result is as it must be."""
+        assert found == expected, what
+        self.checked += 1
 
     def open(self, name: str, flags: int = os.O_RDWR) -> int:
         """A descriptor of a new file."""
@@ -62,8 +80,8 @@ class Work(ABC):
 class Files(Work):
     """Rewrites blocks of an open file, appends to a log, and writes a file that has no name any longer."""
 
-    def __init__(self, root: Path) -> None:
-        super().__init__(root)
+    def __init__(self, root: Path, bare: Path) -> None:
+        super().__init__(root, bare)
         self.block, self.nameless = self.open("block"), self.open("gone")
         self.log = self.open("log", os.O_WRONLY | os.O_APPEND)
         self.call(os.unlink, root / "gone")
@@ -73,12 +91,13 @@ class Files(Work):
         """A few operations on each."""
         at = random.randrange(_BLOCKS)
         self.model[at] = struct.pack("=QQ", number, at) * (_BLOCK // 16)
-        assert self.call(os.pwrite, self.block, self.model[at], at * _BLOCK) == _BLOCK
+        call, same = self.call, self.same
+        same(call(os.pwrite, self.block, self.model[at], at * _BLOCK), _BLOCK, "a block written")
         other = random.choice(list(self.model))
-        assert self.call(os.pread, self.block, _BLOCK, other * _BLOCK) == self.model[other], "a block that was read"
-        assert self.call(os.write, self.log, b"%07d\n" % number) == 8
-        assert self.call(os.pwrite, self.nameless, b"%010d" % number, 0) == 10
-        assert self.call(os.pread, self.nameless, 10, 0) == b"%010d" % number, "the file without a name"
+        same(call(os.pread, self.block, _BLOCK, other * _BLOCK), self.model[other], "a block that was read")
+        same(call(os.write, self.log, b"%07d\n" % number), 8, "a line of the log")
+        same(call(os.pwrite, self.nameless, b"%010d" % number, 0), 10, "ten bytes written")
+        same(call(os.pread, self.nameless, 10, 0), b"%010d" % number, "the file without a name")
         if number % 64 == 0:
             self.call(os.fsync, self.log)
             self.call(os.ftruncate, self.nameless, random.choice([10, 5000, 100_000]))
@@ -87,22 +106,26 @@ class Files(Work):
         """Everything was written once, and nothing else."""
         for fd in (self.block, self.log, self.nameless):
             os.close(fd)
-        assert (self.root / "log").read_bytes() == b"".join(b"%07d\n" % n for n in range(steps)), "the log"
+        log = (self.root / "log").read_bytes().splitlines()
+        assert len(log) == steps, "the log's length"
+        for number, found in enumerate(log):
+            self.same(found, b"%07d" % number, "the log")
         whole = (self.root / "block").read_bytes()
-        assert all(whole[at * _BLOCK : (at + 1) * _BLOCK] == data for at, data in self.model.items()), "the blocks"
-        assert sorted(os.listdir(self.root)) == ["block", "log"], "the names"
+        for at, data in self.model.items():
+            self.same(whole[at * _BLOCK : (at + 1) * _BLOCK], data, "the blocks")
+        self.same(sorted(os.listdir(self.root)), ["block", "log"], "the names")
 
 
 class Names(Work):
     """Makes, renames, links and removes files, directories and symbolic links."""
 
-    def __init__(self, root: Path) -> None:
-        super().__init__(root)
+    def __init__(self, root: Path, bare: Path) -> None:
+        super().__init__(root, bare)
         self.model: dict[str, int] = {}
 
     def step(self, number: int) -> None:
         """A file through all of them; each fails if it was done before, or was not."""
-        call, root = self.call, self.root
+        call, same, root = self.call, self.same, self.root
         name = f"one{number}"
         one, other = root / name, root / f"other{number}"
         fd = self.open(name, os.O_WRONLY)
@@ -110,14 +133,14 @@ class Names(Work):
         call(os.close, fd)
         call(os.rename, one, other)
         call(os.link, other, one)
-        assert call(os.stat, one).st_nlink == 2
+        same(call(os.stat, one).st_nlink, 2, "links")
         call(os.unlink, other)
         call(os.mkdir, other)
         call(os.rename, one, other / "inside")
         call(os.rename, other / "inside", one)
         call(os.rmdir, other)
         call(os.symlink, "target", other)
-        assert call(os.readlink, other) == "target"
+        same(call(os.readlink, other), "target", "a target")
         call(os.unlink, other)
         call(os.setxattr, one, "user.number", b"%d" % number)
         self.model[name] = number
@@ -126,22 +149,23 @@ class Names(Work):
             call(os.unlink, root / gone)
             del self.model[gone]
         if number % 16 == 0:
-            assert sorted(call(os.listdir, root)) == sorted(self.model), "the names"
+            same(sorted(call(os.listdir, root)), sorted(self.model), "the names")
         some = random.choice(list(self.model))
-        assert call(os.stat, root / some).st_size == self.model[some] % 7000, "a size"
-        assert call(os.getxattr, root / some, "user.number") == b"%d" % self.model[some], "an attribute"
+        same(call(os.stat, root / some).st_size, self.model[some] % 7000, "a size")
+        same(call(os.getxattr, root / some, "user.number"), b"%d" % self.model[some], "an attribute")
 
     def finish(self, steps: int) -> None:
         """What should be there is, with its size."""
-        sizes = {name: (self.root / name).stat().st_size for name in os.listdir(self.root)}
-        assert sizes == {name: number % 7000 for name, number in self.model.items()}, f"after {steps} steps"
+        self.same(sorted(os.listdir(self.root)), sorted(self.model), f"the names after {steps} steps")
+        for name, number in self.model.items():
+            self.same((self.root / name).stat().st_size, number % 7000, f"a size after {steps} steps")
 
 
 class Mapped(Work):
     """Writes to a file by a mapping of it, and looks at what is there through the mapping."""
 
-    def __init__(self, root: Path) -> None:
-        super().__init__(root)
+    def __init__(self, root: Path, bare: Path) -> None:
+        super().__init__(root, bare)
         fd = self.open("mapped")
         self.call(os.write, fd, bytes(_BLOCK * _BLOCKS))
         self.memory = mmap.mmap(fd, _BLOCK * _BLOCKS)
@@ -154,7 +178,7 @@ class Mapped(Work):
         self.model[at] = number
         self.call(struct.pack_into, "=Q", self.memory, at * _BLOCK, number)
         found = self.call(struct.unpack_from, "=Q", self.memory, other * _BLOCK)[0]
-        assert found == self.model[other], "a page of the mapping"
+        self.same(found, self.model[other], "a page of the mapping")
         if number % 32 == 0:
             self.call(self.memory.flush)
 
@@ -163,25 +187,29 @@ class Mapped(Work):
         self.memory.flush()
         self.memory.close()
         whole = (self.root / "mapped").read_bytes()
-        found = [struct.unpack_from("=Q", whole, at * _BLOCK)[0] for at in range(_BLOCKS)]
-        assert found == self.model, f"after {steps} steps"
+        for at, number in enumerate(self.model):
+            self.same(struct.unpack_from("=Q", whole, at * _BLOCK)[0], number, f"a page after {steps} steps")
 
 
 class Steady(Work):
-    """Writes and reads blocks of an open file, 2,000 times a second at most; before all others, if it may, so that what
-    it waits for is the file and not the processor."""
+    """Writes and reads blocks of an open file, 1,500 times a second at most, and the same beside the mount; before all
+    others, if it may, so that what it waits for is the file and not the processor."""
 
-    def __init__(self, root: Path) -> None:
-        super().__init__(root)
+    def __init__(self, root: Path, bare: Path) -> None:
+        super().__init__(root, bare)
         self.fd = self.open("steady")
+        self.fd_bare = os.open(bare / "steady", os.O_CREAT | os.O_EXCL | os.O_RDWR)
         if os.geteuid() == 0:
             os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
 
     def step(self, number: int) -> None:
         """One block."""
         data = struct.pack("=Q", number) * (_BLOCK // 8)
-        self.call(os.pwrite, self.fd, data, number % _BLOCKS * _BLOCK)
-        assert self.call(os.pread, self.fd, _BLOCK, number % _BLOCKS * _BLOCK) == data, "a block just written"
+        at = number % _BLOCKS * _BLOCK
+        self.call(os.pwrite, self.fd, data, at)
+        self.same(self.call(os.pread, self.fd, _BLOCK, at), data, "a block just written")
+        self.beside(os.pwrite, self.fd_bare, data, at)
+        self.beside(os.pread, self.fd_bare, _BLOCK, at)
         time.sleep(0.0005)
 
     def finish(self, steps: int) -> None:
@@ -189,18 +217,20 @@ class Steady(Work):
         os.close(self.fd)
         whole = (self.root / "steady").read_bytes()
         for number in range(max(0, steps - _BLOCKS), steps):
-            assert struct.unpack_from("=Q", whole, number % _BLOCKS * _BLOCK)[0] == number, f"after {steps} steps"
+            found = struct.unpack_from("=Q", whole, number % _BLOCKS * _BLOCK)[0]
+            self.same(found, number, f"a block after {steps} steps")
 
 
 KINDS = {kind.__name__.lower(): kind for kind in (Files, Names, Mapped, Steady)}
 
 
-def main(kind: str, root: Path, counters: Path, index: int) -> int:
+def main(kind: str, root: Path, bare: Path, counters: Path, index: int) -> int:
     """See above."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     ended: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _frame: ended.append(number))
     random.seed(index)
-    work = KINDS[kind](root)
+    work = KINDS[kind](root, bare)
     steps = 0
     with counters.open("r+b") as file, mmap.mmap(file.fileno(), 0) as words:
         while not ended:
@@ -208,9 +238,10 @@ def main(kind: str, root: Path, counters: Path, index: int) -> int:
             steps += 1
             struct.pack_into("=Q", words, index * 8, steps)
     work.finish(steps)
-    print(json.dumps({"steps": steps, "long": work.long, "worst": work.worst}), flush=True)
+    said = {"steps": steps, "calls": work.calls, "checked": work.checked}
+    print(json.dumps(said | {"long": work.long, "long_bare": work.long_bare}), flush=True)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])))
+    sys.exit(main(sys.argv[1], *map(Path, sys.argv[2:5]), int(sys.argv[5])))

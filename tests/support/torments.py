@@ -9,7 +9,7 @@ import signal
 import struct
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,9 +29,10 @@ class Torment:
     result: dict[str, Any] = field(default_factory=dict)
     """What it said at its end; empty if it failed."""
 
-    def longest(self, since: float, until: float) -> float:
-        """Seconds of the longest system call that was under way between two moments (time.monotonic)."""
-        return max((took for began, took in self.result["long"] if began < until and began + took > since), default=0.0)
+    def longest(self, since: float, until: float, where: str = "long") -> float:
+        """Seconds of the longest system call that was under way between two moments (time.monotonic); *where* is
+        ``long_bare`` for those beside the mount. None is longer than :data:`tests.support.torment.LONG` if it is 0."""
+        return max((took for began, took in self.result[where] if began < until and began + took > since), default=0.0)
 
 
 class Torments:
@@ -40,14 +41,17 @@ class Torments:
     def __init__(self, counters: Path) -> None:
         self._counters = counters
         self._counters.write_bytes(bytes(mmap.PAGESIZE))
+        self._bare = counters.with_name(f"{counters.name}.bare")
         self.all: list[Torment] = []
 
     def start(self, mountpoint: Path, kinds: Sequence[str]) -> None:
         """One program of each kind, in a directory of its own in the mount."""
         for kind in kinds:
             place = mountpoint / f"{kind}{len(self.all)}"
+            bare = self._bare / str(len(self.all))
             place.mkdir()
-            command = [sys.executable, "-IS", _PROGRAM, kind, place, self._counters, str(len(self.all))]
+            bare.mkdir(parents=True)
+            command = [sys.executable, "-IS", _PROGRAM, kind, place, bare, self._counters, str(len(self.all))]
             process = subprocess.Popen(
                 list(map(os.fspath, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
             )
@@ -87,9 +91,25 @@ class Torments:
                 complaints.append(f"{torment.kind} in {torment.place}: {torment.process.returncode}: {errors}")
         return complaints
 
+    def report(self) -> list[str]:
+        """What they did, in a line each, and all of them; after :meth:`stop`."""
+        results = [(f"{t.kind} in {t.place.parent.name}", t.result) for t in self.all if t.result]
+        lines = [f"{name}: {r['steps']:,} steps, {r['calls']:,} calls, {r['checked']:,} checked" for name, r in results]
+        calls, checked = (sum(r[what] for _, r in results) for what in ("calls", "checked"))
+        return [*lines, f"all: {calls:,} system calls, {checked:,} results checked against the model"]
+
     def kill(self) -> None:
         """End them, whatever they are doing."""
         for torment in self.all:
             if torment.process.poll() is None:
                 torment.process.kill()
                 torment.process.communicate(timeout=60)
+
+
+def figures(times: Iterable[float]) -> str:
+    """Percentiles of *times* in milliseconds."""
+    found = sorted(times)
+    if not found:
+        return "never"
+    at = {p: found[min(len(found) - 1, len(found) * p // 100)] for p in (50, 90, 99)}
+    return f"{len(found)} times, ms: {' '.join(f'p{p} {ms:.1f}' for p, ms in at.items())} max {found[-1]:.1f}"
