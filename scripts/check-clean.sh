@@ -65,7 +65,7 @@ look() { { mounts; loops; processes; containers; } | sort; }
 end() {
   local what pid type device point
   only_own=own
-  [ "$own" != none ] && [ "$tmp" != /tmp ] || return 0
+  [ "$own" != none ] && [ "$tmp" != /tmp ] && [ -d "$tmp" ] || return 0
   for _ in 1 2 3; do # who starts others may be quicker than this loop
     while read -r what pid _; do
       [ "$what" != process ] || kill -9 "${pid%:}" 2>/dev/null || true
