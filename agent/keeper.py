@@ -31,8 +31,8 @@ WAIT: Final = 20.0
 END_TIMEOUT: Final = 5.0
 _CALM: Final = 2.0
 """A keeper that lived for so many seconds is replaced at once when it ends; one that did not, after a pause."""
-_PAUSES: Final = (0.0, 0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
-"""Seconds before the next start, after so many short lives in a row."""
+_PAUSES: Final = (0.0, 0.0, 0.0, 0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+"""Seconds before the next start, after so many short lives in a row. A volume whose server died, too, waits for it."""
 
 _DEAF: Final = 1.0
 """Seconds before a living keeper that hung up is listened to again."""
