@@ -86,6 +86,8 @@ class ControlSocket:
         self._path.unlink(missing_ok=True)
         with self._idle:
             self._idle.wait_for(lambda: not self._answering, _FAREWELL)
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)  # a thread that waits in accept(2) is not woken by close(2)
         self._socket.close()
 
     def _accept(self) -> None:

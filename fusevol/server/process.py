@@ -67,12 +67,15 @@ class Server:
         file: Path | None = None,
         holder: Holder | None = None,
         held: Held | None = None,
+        rehearsal: bool = False,
     ) -> None:
         """*holder* is given what another server needs to go on when this one is killed, *held* is what one has left.
 
-        *file*: where *spec* is kept; changed limits are written there.
+        *file*: where *spec* is kept; changed limits are written there. A *rehearsal* leaves the process as it is: its
+        privileges, signal handlers and memory.
         """
         self.spec = spec
+        self._rehearsal = rehearsal
         self._file = file
         self._holder = holder
         self._held = held
@@ -99,15 +102,18 @@ class Server:
         memory = self._memory = self._session_memory()
         control = ControlSocket(Path(self.spec.control), self._operations)
         try:
-            descriptors = privileges.settle(self.spec.descriptors)
-            os.umask(0)  # callers have their own
+            descriptors = self.spec.descriptors
+            if not self._rehearsal:
+                descriptors = privileges.settle(descriptors)
+                os.umask(0)  # callers have their own
             self._fs = self._filesystem(memory, descriptors)
             session = self._session = self._mount(memory)
-            signal.signal(signal.SIGTERM, self._on_signal)
-            signal.signal(signal.SIGINT, self._on_signal)
-            signal.signal(LEAVE, self._on_leave)
             control.start()
-            _settle_memory()
+            if not self._rehearsal:
+                signal.signal(signal.SIGTERM, self._on_signal)
+                signal.signal(signal.SIGINT, self._on_signal)
+                signal.signal(LEAVE, self._on_leave)
+                _settle_memory()
             what = "serving" if self._held is None else "took over"
             log.info("%s %s at %s", what, self.spec.source, self.spec.mountpoint)
             if self._fs.unfinished:
@@ -248,6 +254,11 @@ class Server:
         time.sleep(_FAREWELL)
         if self._session is not None:
             self._session.stop()
+
+    def leave(self) -> None:
+        """Let another server go on, from any thread."""
+        if self._session is not None:
+            self._session.leave()
 
     def _on_leave(self, _number: int, _frame: object) -> None:
         if self._session is not None:

@@ -298,11 +298,11 @@ def test_stale_socket_is_replaced(keeper: KeeperProcess) -> None:
 
 
 def test_private_memory_is_small(keeper: KeeperProcess) -> None:
-    """An idle mounted volume has at most 5 MiB of memory of its own; 4 are the aim, 4.7 to 4.8 what was measured.
+    """An idle mounted volume has at most 4.3 MiB of memory of its own; 4.0 to 4.05 is what was measured.
 
-    On /dev/fuse: io_uring's threads and rings take 0.3 MiB more.
+    On /dev/fuse: io_uring's threads and rings take 0.3 MiB more, and so does code that a keeper must compile first.
     """
     kept = [keeper.serve(f"v{i}", limit_bytes=MIB, io_uring=False) for i in range(5)]
     used = [private_bytes(volume.pid) / MIB for volume in kept]
 
-    assert max(used) <= 5, used
+    assert max(used) <= 4.3, used
