@@ -191,6 +191,8 @@ class KeeperSupervisor:
         if server is not None:
             log.info("Adopted the volume server of %s (pid %d).", mount_id, server.pid)
             self._following.follow(server)
+            if server.spare is None:  # it may have reported to a new keeper after that was asked, and before now
+                await self._following.keep_spare(server)
             return
         if pid is not None and await trio.to_thread.run_sync(strangers.end, pid):
             log.warning(_MUTE, mount_id, pid)
