@@ -26,7 +26,8 @@ static: setup ## formatting, lint, types, arrows between the packages
 wheel: setup ## build the wheel and try it in a fresh environment
 	@scripts/wheel.sh
 
-bench: setup ## fusevol beside a bare directory and bindfs: table, build/bench/latest.json and latest.png
+bench: setup ## fusevol beside a bare directory, bindfs and passthrough_hp: table, promises, build/bench/latest.json and .png (BENCH=quick)
+	@scripts/bench-tools.sh
 	@$(PY) -m tests.bench
 
 volumes: setup ## a thousand volumes mounted at once: what each costs, and that the last costs no more than the first

@@ -1,1 +1,1 @@
-"""``make bench``: fusevol beside a bare directory and bindfs, in one run."""
+"""``make bench``: fusevol beside the bare directory, bindfs and libfuse's passthrough_hp, in one run."""

@@ -1,7 +1,8 @@
-"""``python -m tests.bench``: all subjects side by side, rounds interleaved so that the machine's moods hit all alike.
+"""``python -m tests.bench``: all subjects side by side, group by group and round by round.
 
-``BENCH_ROUNDS`` (5) and ``BENCH_FILES`` (2000) make it quicker: ``BENCH_ROUNDS=1 BENCH_FILES=200 make bench``.
-``BENCH_SUBJECTS`` (all) is a comma-separated list; the bare directory is always one of them.
+A group of workloads runs on one subject after the other before the next group begins, so that the machine's moods hit
+all alike. ``BENCH=quick`` for one small round; ``BENCH_ROUNDS`` and ``BENCH_FILES`` change either form;
+``BENCH_SUBJECTS`` (all) is a comma-separated list, to which the bare directories are added.
 """
 
 from __future__ import annotations
@@ -11,53 +12,131 @@ import os
 import platform
 import shutil
 import signal
+import sqlite3
+import subprocess
 import sys
 import tempfile
+import time
 from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.bench import report, subjects, workloads
+from tests.bench import caches, data, names, plan, postgres, programs, promises, report, subjects
+from tests.bench.kinds import Group
+from tests.bench.programs import Material
+from tests.bench.subjects import Entry, LeftOutError, Place, Subject
 
-METADATA = ("create", "stat after 1.2 s", "stat cold", "open+read+close 4k", "rename", "unlink", "readdir 10000")
-"""Where fusevol has to be ahead of bindfs. ("stat warm" is the kernel's cache for both: a tie.)"""
+Found = dict[tuple[str, str], list[float]]
 
 
-def measure(scratch: Path, rounds: int, files: int, wanted: list[str]) -> tuple[report.Samples, list[str], str]:
-    """Mount every subject, run every workload *rounds* times. Returns samples, subject names, the backing's name."""
-    samples: dict[tuple[str, str], list[float]] = defaultdict(list)
-    archive = scratch / "tree.tar"
-    workloads.make_tar(archive)
+def _wanted(environment: dict[str, str]) -> list[Entry]:
+    """The subjects to measure. Raises :class:`ValueError` with a sentence."""
+    chosen = [name for name in environment.get("BENCH_SUBJECTS", "").split(",") if name]
+    known = {entry.name: entry for entry in subjects.ENTRIES}
+    for name in chosen:
+        if name not in known:
+            raise ValueError(f"BENCH_SUBJECTS names {name!r}: there are {', '.join(known)}.")
+    needed = {known[name].native for name in chosen} | set(chosen)
+    return [entry for entry in subjects.ENTRIES if not chosen or entry.name in needed]
+
+
+def _mount(stack: contextlib.ExitStack, scratch: Path, entries: list[Entry], material: Material) -> list[Subject]:
+    """Make the backing filesystems and enter all subjects that can be had; others are told of and left out."""
+    homes: dict[str, Path] = {}
+    entered = []
+    for entry in entries:
+        try:
+            if entry.on not in homes:
+                homes[entry.on] = stack.enter_context(subjects.backing(scratch, entry.on))
+            home = homes[entry.on]
+            place = Place(home / entry.name, scratch / entry.name)
+            place.source.mkdir()
+            place.scratch.mkdir()
+            if "listing" in entry.groups:
+                names.make_listing(place.source / "listing")
+            if "programs" in entry.groups and entry.identities and material.postgres:
+                material.postgres.copy_to(place.source)
+            root, pid = stack.enter_context(entry.make(place, entry.name))
+        except LeftOutError as e:
+            print(f"bench: {entry.name} is left out: {e}", file=sys.stderr)
+            continue
+        point = home if root == place.source else root
+        entered.append(Subject(entry.name, place.source, root, point, entry.groups, entry.identities, pid))
+    return entered
+
+
+def _run(group: Group, subject: Subject, sizes: plan.Plan, material: Material) -> Iterator[tuple[str, float]]:
+    work = subject.root / "work"
+    work.mkdir()
+    try:
+        match group:
+            case "names":
+                yield from names.names(subject, work, sizes)
+            case "listing":
+                yield from names.listing(subject, sizes)
+            case "data":
+                yield from data.data(subject, work, sizes)
+            case "programs":
+                yield from programs.programs(subject, work, sizes, material)
+            case "memory":
+                yield "private memory after work", subject.private_bytes() / 2**20
+    finally:
+        shutil.rmtree(work)
+    caches.flush(subject.source)
+    caches.settle(subject.pid)
+
+
+@dataclass
+class Run:
+    """What a run has found; a failed workload is told of, and the group ends there in that round."""
+
+    samples: Found = field(default_factory=lambda: defaultdict(list))
+    subjects: list[str] = field(default_factory=list)
+    rounds: int = 0
+    failures: list[str] = field(default_factory=list)
+
+    def add(self, group: Group, subject: Subject, values: Iterator[tuple[str, float]]) -> None:
+        """Run one group of workloads on one subject."""
+        try:
+            for workload, value in values:
+                self.samples[workload, subject.name].append(value)
+        except (OSError, RuntimeError, AssertionError, sqlite3.Error, subprocess.SubprocessError) as e:
+            said = getattr(e, "stderr", None) or ""
+            self.failures.append(f"{group} of {subject.name} in round {self.rounds + 1}: {e} {said[:300]}".rstrip())
+
+
+def measure(scratch: Path, sizes: plan.Plan, entries: list[Entry]) -> Run:
+    """Mount every subject, run every workload."""
+    begun = time.monotonic()
+    run = Run()
+    server = postgres.installed(scratch)
+    if server:
+        _progress("preparing: PostgreSQL")
+        server.prepare()
+    else:
+        print("bench: pgbench is left out: Debian's package postgresql is not installed", file=sys.stderr)
+    _progress("preparing: source tree, mounts")
+    material = programs.make_material(scratch, sizes, server)
     with contextlib.ExitStack() as stack:
-        home, kind = stack.enter_context(subjects.backing(scratch))
-        makers = {
-            "native": subjects.native,
-            "fusevol": lambda source: subjects.fusevol(source, scratch, quota=True),
-            "fusevol-noquota": lambda source: subjects.fusevol(source, scratch, quota=False),
-            "bindfs": lambda source: subjects.bindfs(source, scratch),
-        }
-        if not shutil.which("bindfs"):
-            print("bench: bindfs is not installed and is left out", file=sys.stderr)
-            del makers["bindfs"]
-        mounted: list[subjects.Subject] = []
-        for name, make in makers.items():
-            if name != "native" and wanted and name not in wanted:
-                continue
-            source = home / name
-            source.mkdir()
-            workloads.make_listing(source / "listing")
-            mounted.append(stack.enter_context(make(source)))
+        mounted = _mount(stack, scratch, entries, material)
+        run.subjects = [subject.name for subject in mounted]
         for subject in mounted:
-            samples["private memory idle", subject.name].append(subject.private_bytes() / 2**20)
-        for number in range(rounds):
-            # every subject is first once in a while
-            for subject in mounted[number % len(mounted) :] + mounted[: number % len(mounted)]:
-                _progress(f"round {number + 1} of {rounds}: {subject.name}")
-                workloads.drop_caches(3)
-                for workload, value in workloads.run(subject.root, files, archive):
-                    samples[workload, subject.name].append(value)
-                samples["private memory after work", subject.name].append(subject.private_bytes() / 2**20)
+            if "memory" in subject.groups:
+                run.samples["private memory idle", subject.name].append(subject.private_bytes() / 2**20)
+        longest = 0.0
+        while run.rounds < sizes.rounds and time.monotonic() - begun + longest < sizes.seconds:
+            start = time.monotonic()
+            for group in subjects.ALL:
+                # every subject is first once in a while
+                for subject in mounted[run.rounds % len(mounted) :] + mounted[: run.rounds % len(mounted)]:
+                    if group in subject.groups:
+                        _progress(f"round {run.rounds + 1} of {sizes.rounds}: {group}, {subject.name}")
+                        run.add(group, subject, _run(group, subject, sizes, material))
+            longest = max(longest, time.monotonic() - start)
+            run.rounds += 1
         _progress("")
-        return samples, [subject.name for subject in mounted], kind
+    return run
 
 
 def _progress(text: str) -> None:
@@ -66,30 +145,44 @@ def _progress(text: str) -> None:
 
 
 def main() -> int:
-    """Measure, print, store. 1 if a metadata workload is slower than bindfs's."""
-    rounds = int(os.environ.get("BENCH_ROUNDS", "5"))
-    files = int(os.environ.get("BENCH_FILES", "2000"))
-    wanted = [name for name in os.environ.get("BENCH_SUBJECTS", "").split(",") if name]
+    """Measure, print, store. 1 if fusevol is behind bindfs in any operation on metadata, or if a workload failed."""
+    try:
+        sizes = plan.from_environment(dict(os.environ))
+        entries = _wanted(dict(os.environ))
+    except ValueError as e:
+        print(f"bench: {e}", file=sys.stderr)
+        return 2
     if os.geteuid() != 0:
-        print("bench: run it as root; it drops the kernel's caches and mounts.", file=sys.stderr)
+        print("bench: run it as root; it mounts, and makes caches cold.", file=sys.stderr)
         return 2
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was mounted is unmounted
+    load, begun = os.getloadavg()[0], time.monotonic()
     scratch = Path(tempfile.mkdtemp(prefix="fvbench."))
+    scratch.chmod(0o755)  # PostgreSQL runs as an ordinary user
     try:
-        samples, names, kind = measure(scratch, rounds, files, wanted)
+        run = measure(scratch, sizes, entries)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    title = f"fusevol on Linux {platform.release()}, {kind}, {os.cpu_count()} CPUs, medians of {rounds} rounds"
-    results = report.rows(samples, names)
+    natives = {entry.name: entry.native for entry in entries if entry.name in run.subjects}
+    results = report.rows(run.samples, natives)
+    title = (
+        f"fusevol on Linux {platform.release()}, XFS and btrfs on loop devices, {os.cpu_count()} CPUs, "
+        f"medians of {run.rounds} rounds in {time.monotonic() - begun:.0f} s, load before {load:.1f}"
+    )
     print(title)
-    print(report.table(results, names))
+    print(report.table(results, natives))
+    verdicts = promises.judge(results)
+    print("\nPromises (how many times as good as what each is compared with):")
+    print(promises.table(verdicts))
     folder = Path("build/bench")
-    report.store(results, names, title, folder)
-    print(f"\nStored in {folder}/latest.json and {folder}/latest.png. (1.00x = as fast as the bare directory.)")
-    slower = report.behind(results, METADATA)
-    if slower:
-        print(f"bench: not ahead of bindfs in: {', '.join(slower)}", file=sys.stderr)
-    return 1 if slower else 0
+    report.store(results, natives, title, folder)
+    print(
+        f"\nStored in {folder}/latest.json and {folder}/latest.png. (In brackets: times as good as the bare directory.)"
+    )
+    for failure in run.failures:
+        print(f"bench: failed: {failure}", file=sys.stderr)
+    behind = any(v.promise is promises.AHEAD_OF_BINDFS and v.holds is False for v in verdicts)
+    return 1 if behind or run.failures else 0
 
 
 if __name__ == "__main__":
