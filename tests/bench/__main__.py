@@ -41,15 +41,26 @@ def _wanted(environment: dict[str, str]) -> list[Entry]:
     return [entry for entry in subjects.ENTRIES if not chosen or entry.name in needed]
 
 
+def _home(stack: contextlib.ExitStack, scratch: Path, kind: subjects.FilesystemKind, plain: Path) -> Path:
+    """A new filesystem, or *plain* in the place of XFS where none can be made. Raises :class:`LeftOutError`."""
+    try:
+        return stack.enter_context(subjects.backing(scratch, kind))
+    except LeftOutError as e:
+        if kind != "xfs":
+            raise
+        print(f"bench: {e}: what is said to be on it is in a directory of {scratch.parent}", file=sys.stderr)
+        plain.mkdir()
+        return plain
+
+
 def _mount(stack: contextlib.ExitStack, scratch: Path, entries: list[Entry], material: Material) -> list[Subject]:
     """Make the backing filesystems and enter all subjects that can be had; others are told of and left out."""
     homes: dict[str, Path] = {}
+    plain = scratch / "plain"
     entered = []
     for entry in entries:
         try:
-            if entry.on not in homes:
-                homes[entry.on] = stack.enter_context(subjects.backing(scratch, entry.on))
-            home = homes[entry.on]
+            home = homes.get(entry.on) or homes.setdefault(entry.on, _home(stack, scratch, entry.on, plain))
             place = Place(home / entry.name, scratch / entry.name)
             place.source.mkdir()
             place.scratch.mkdir()
@@ -61,7 +72,7 @@ def _mount(stack: contextlib.ExitStack, scratch: Path, entries: list[Entry], mat
         except LeftOutError as e:
             print(f"bench: {entry.name} is left out: {e}", file=sys.stderr)
             continue
-        point = home if root == place.source else root
+        point = root if root != place.source else home if home != plain else None
         entered.append(Subject(entry.name, place.source, root, point, entry.groups, entry.identities, pid))
     return entered
 

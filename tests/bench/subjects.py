@@ -98,7 +98,7 @@ class Place:
 
 @contextlib.contextmanager
 def backing(scratch: Path, kind: FilesystemKind) -> Iterator[Path]:
-    """A fresh filesystem on a loop device, mounted."""
+    """A fresh filesystem on a loop device, mounted. Raises :class:`LeftOutError`."""
     if not shutil.which(f"mkfs.{kind}"):
         raise LeftOutError(f"mkfs.{kind} is not installed")
     point = scratch / kind
