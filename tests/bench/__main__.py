@@ -53,8 +53,13 @@ def _home(stack: contextlib.ExitStack, scratch: Path, kind: subjects.FilesystemK
         return plain
 
 
-def _mount(stack: contextlib.ExitStack, scratch: Path, entries: list[Entry], material: Material) -> list[Subject]:
-    """Make the backing filesystems and enter all subjects that can be had; others are told of and left out."""
+def _mount(
+    stack: contextlib.ExitStack, scratch: Path, entries: list[Entry], material: Material
+) -> tuple[list[Subject], str]:
+    """Make the backing filesystems and enter all subjects that can be had; others are told of and left out.
+
+    Returns the subjects, and the filesystems in words.
+    """
     homes: dict[str, Path] = {}
     plain = scratch / "plain"
     entered = []
@@ -74,7 +79,9 @@ def _mount(stack: contextlib.ExitStack, scratch: Path, entries: list[Entry], mat
             continue
         point = root if root != place.source else home if home != plain else None
         entered.append(Subject(entry.name, place.source, root, point, entry.groups, entry.identities, pid))
-    return entered
+    return entered, " and ".join(
+        "a plain directory" if home == plain else f"{kind} on a loop device" for kind, home in homes.items()
+    )
 
 
 def _run(group: Group, subject: Subject, sizes: plan.Plan, material: Material) -> Iterator[tuple[str, float]]:
@@ -105,6 +112,7 @@ class Run:
     samples: Found = field(default_factory=lambda: defaultdict(list))
     subjects: list[str] = field(default_factory=list)
     rounds: int = 0
+    backing: str = ""
     failures: list[str] = field(default_factory=list)
 
     def add(self, group: Group, subject: Subject, values: Iterator[tuple[str, float]]) -> None:
@@ -130,7 +138,7 @@ def measure(scratch: Path, sizes: plan.Plan, entries: list[Entry]) -> Run:
     _progress("preparing: source tree, mounts")
     material = programs.make_material(scratch, sizes, server)
     with contextlib.ExitStack() as stack:
-        mounted = _mount(stack, scratch, entries, material)
+        mounted, run.backing = _mount(stack, scratch, entries, material)
         run.subjects = [subject.name for subject in mounted]
         for subject in mounted:
             if "memory" in subject.groups:
@@ -177,7 +185,7 @@ def main() -> int:
     natives = {entry.name: entry.native for entry in entries if entry.name in run.subjects}
     results = report.rows(run.samples, natives)
     title = (
-        f"fusevol on Linux {platform.release()}, XFS and btrfs on loop devices, {os.cpu_count()} CPUs, "
+        f"fusevol on Linux {platform.release()}, {run.backing}, {os.cpu_count()} CPUs, "
         f"medians of {run.rounds} rounds in {time.monotonic() - begun:.0f} s, load before {load:.1f}"
     )
     print(title)
