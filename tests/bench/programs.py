@@ -65,6 +65,9 @@ def programs(subject: Subject, work: Path, plan: Plan, material: Material) -> It
     clone = str(work / "clone")
     # without --no-hardlinks a clone on the same filesystem would copy nothing
     yield "git clone", _run("git", "clone", "--quiet", "--no-hardlinks", str(material.repository), clone)
+    _run(
+        "git", "-C", clone, "status", "--short"
+    )  # reads what the clone made within its last second; how much, is chance
     yield "git status", _run("git", "-C", clone, "status", "--short")
     yield "SQLite, WAL", _sqlite(work / "wal.db", "wal", plan.transactions)
     yield "SQLite, rollback journal", _sqlite(work / "rollback.db", "delete", plan.transactions)

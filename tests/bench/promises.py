@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -80,7 +81,12 @@ def table(verdicts: Sequence[Verdict]) -> str:
             lines.append(f"{'not measured':15} {promise.text}")
             continue
         said = "holds" if verdict.holds else "does not hold"
-        number = f"{verdict.times[verdict.worst]:.2f} ({verdict.worst})"
+        number = f"{_down(verdict.times[verdict.worst])} ({verdict.worst})"
         lines.append(f"{said:15} {promise.text:50} at least {promise.least:g}, worst {number}")
-        lines.append(" " * 16 + ", ".join(f"{name} {value:.2f}" for name, value in verdict.times.items()))
+        lines.append(" " * 16 + ", ".join(f"{name} {_down(value)}" for name, value in verdict.times.items()))
     return "\n".join(lines)
+
+
+def _down(value: float) -> str:
+    """Two digits, never more than there is: what does not hold by a little must not look as if it did."""
+    return f"{math.floor(value * 100) / 100:.2f}"

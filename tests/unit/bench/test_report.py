@@ -73,12 +73,12 @@ def test_one_workload_that_falls_behind_breaks_a_promise_and_is_named() -> None:
     """The number that is printed is the worst."""
     promise = promises.Promise("a promise", ("create", "rename"), "ours", "theirs", 1.0)
     results = [_row(w, s, v) for w, s, v in (("create", "ours", 1.0), ("create", "theirs", 9.0))]
-    results += [_row("rename", "ours", 4.0), _row("rename", "theirs", 2.0)]
+    results += [_row("rename", "ours", 4.0), _row("rename", "theirs", 3.999)]
     verdicts = promises.judge(results, [promise])
 
     assert (verdicts[0].holds, verdicts[0].worst) == (False, "rename")
     said = " ".join(promises.table(verdicts).split())
-    assert said == "does not hold a promise at least 1, worst 0.50 (rename) create 9.00, rename 0.50"
+    assert said == "does not hold a promise at least 1, worst 0.99 (rename) create 9.00, rename 0.99"
 
 
 def test_a_promise_about_a_subject_that_was_left_out_is_not_measured() -> None:
