@@ -4,7 +4,7 @@ PY := .venv/bin/python
 export PYTHONDONTWRITEBYTECODE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check static wheel bench volumes kills image clean
+.PHONY: help setup demo test check static wheel bench volumes kills guest image clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +36,9 @@ volumes: setup ## a thousand volumes mounted at once: what each costs, and that 
 kills: setup ## 200 kills of servers, keeper and agent under load, 40 upgrades: what was felt (KILLS=n UPGRADES=n)
 	@FUSEVOL_KILLS=$(or $(KILLS),200) FUSEVOL_UPGRADES=$(or $(UPGRADES),40) scripts/test.sh -s -o faulthandler_timeout=3600 \
 		tests/faults/test_three_kills.py tests/faults/test_upgrade.py
+
+guest: setup ## run tests on another kernel, in qemu (KERNEL=6.1 ARGS="tests/pools -q", or CMD="bash -c '...'")
+	@$(PY) -m tests.support.guest $(or $(KERNEL),6.12) -- $(or $(CMD),$(PY) -m pytest -p no:cacheprovider $(ARGS))
 
 image: ## the agent's container image (BASE=... for another base image)
 	podman build --tag fusevol:dev $(if $(BASE),--build-arg BASE=$(BASE)) .

@@ -26,6 +26,7 @@ packages=(
   acl attr procps util-linux                            # getfacl, getfattr, ps, losetup: the tests look with other eyes
   e2fsprogs xfsprogs btrfs-progs                        # backing filesystems on loop devices
   busybox-static podman runc                            # real containers, without a registry
+  qemu-system-x86                                       # guests with other kernels (tests/guest)
   bindfs fio stress-ng                                  # the other subject of the benchmarks; load
 )
 python=${PYTHON:-python3}
@@ -50,8 +51,8 @@ if [ ${#missing[@]} -gt 0 ]; then
   # conffiles that an administrator changed stay as they are
   apt-get install -y -qq --no-install-recommends -o Dpkg::Options::=--force-confold "${missing[@]}" >/dev/null
 elif ! command -v dpkg-query >/dev/null; then
-  for tool in gcc pkg-config fusermount3 getfattr setfacl mkfs.xfs mkfs.btrfs podman bindfs fio stress-ng busybox; do
-    command -v "$tool" >/dev/null || fail "this is not Debian, so install these by hand and run it again: gcc, pkg-config, libfuse3's headers, fuse3, acl, attr, xfsprogs, btrfs-progs, podman, runc, a static busybox, bindfs, fio, stress-ng ($tool was not found)."
+  for tool in gcc pkg-config fusermount3 getfattr setfacl mkfs.xfs mkfs.btrfs podman bindfs fio stress-ng busybox qemu-system-x86_64; do
+    command -v "$tool" >/dev/null || fail "this is not Debian, so install these by hand and run it again: gcc, pkg-config, libfuse3's headers, fuse3, acl, attr, xfsprogs, btrfs-progs, podman, runc, a static busybox, bindfs, fio, stress-ng, qemu ($tool was not found)."
   done
 fi
 usable "$python" || fail "no Python 3.11 or later with venv and its header files was found: set PYTHON to one."
