@@ -13,7 +13,7 @@ from typing import Final
 from fusevol.errors import UnavailableError
 from fusevol.usage import Meter
 
-MODULES: Final = {"btrfs": "fusevol.quota.qgroup"}
+MODULES: Final = {"btrfs": "fusevol.quota.qgroup", "prjquota": "fusevol.quota.project"}
 """By the name of the pool driver; each has ``open_meter(source: Path) -> Meter``, which raises ``OSError``."""
 
 

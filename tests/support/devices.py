@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -21,17 +21,22 @@ SMALLEST = {"xfs": 300 << 20, "ext4": 16 << 20, "btrfs": 128 << 20}
 """What the mkfs programs accept, in bytes."""
 
 
-def make_loop_fs(directory: Path, kind: Kind, size: int) -> Path:
-    """A new *kind* filesystem of *size* bytes in a sparse file in *directory*, mounted; returns the mount point."""
+def make_loop_fs(
+    directory: Path, kind: Kind, size: int, *, features: Sequence[str] = (), options: str = "loop"
+) -> Path:
+    """A new *kind* filesystem of *size* bytes in a sparse file in *directory*, mounted; returns the mount point.
+
+    *features* are arguments for mkfs, *options* those of the mount.
+    """
     number = sum(1 for _ in directory.glob("*.img"))
     image = directory / f"{kind}{number}.img"
     point = directory / f"{kind}{number}"
     point.mkdir()
     with image.open("wb") as file:
         file.truncate(max(size, SMALLEST[kind]))
-    subprocess.run([*_MKFS[kind], str(image)], check=True, capture_output=True, timeout=60)
+    subprocess.run([*_MKFS[kind], *features, str(image)], check=True, capture_output=True, timeout=60)
     # -o loop sets autoclear: the device goes with the mount, whoever removes it
-    subprocess.run(["mount", "-o", "loop", str(image), str(point)], check=True, capture_output=True, timeout=60)
+    subprocess.run(["mount", "-o", options, str(image), str(point)], check=True, capture_output=True, timeout=60)
     return point
 
 
