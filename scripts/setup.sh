@@ -63,5 +63,9 @@ if [ "$(cat .venv/stamp 2>/dev/null)" != "$stamp" ] || ! .venv/bin/python -c 'im
   rm -rf .venv
   "$python" -m venv .venv
   .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+  # pytest compiles its plugins by itself, and would do so again in each run that may not write
+  empty=$(mktemp -d)
+  PYTHONDONTWRITEBYTECODE='' .venv/bin/python -m pytest -p no:cacheprovider -c /dev/null --rootdir "$empty" "$empty" >/dev/null || true
+  rmdir "$empty"
   echo "$stamp" >.venv/stamp
 fi
