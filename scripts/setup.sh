@@ -29,6 +29,7 @@ packages=(
   qemu-system-x86                                       # guests with other kernels (tests/guest)
   bindfs fio stress-ng                                  # the other subject of the benchmarks; load
 )
+optional=(ceph-mon ceph-mgr ceph-osd ceph-mds ceph-fuse) # a cluster for the tests of CephFS, which are skipped without
 python=${PYTHON:-python3}
 if ! usable "$python"; then
   [ -z "${PYTHON:-}" ] || fail "$PYTHON is not a Python 3.11 or later with venv and its header files: set PYTHON to one that is."
@@ -36,11 +37,14 @@ if ! usable "$python"; then
   packages+=(python3 python3-dev python3-venv)
 fi
 
-missing=()
+missing=() wanted=()
 if command -v dpkg-query >/dev/null; then
-  installed=$(dpkg-query -W -f='${db:Status-Abbrev}${Package}\n' "${packages[@]}" 2>/dev/null | sed -n 's/^ii *//p') || true
+  installed=$(dpkg-query -W -f='${db:Status-Abbrev}${Package}\n' "${packages[@]}" "${optional[@]}" 2>/dev/null | sed -n 's/^ii *//p') || true
   for package in "${packages[@]}"; do
     grep -qxF -- "$package" <<<"$installed" || missing+=("$package")
+  done
+  for package in "${optional[@]}"; do
+    grep -qxF -- "$package" <<<"$installed" || wanted+=("$package")
   done
 fi
 if [ ${#missing[@]} -gt 0 ]; then
@@ -54,6 +58,13 @@ elif ! command -v dpkg-query >/dev/null; then
   for tool in gcc pkg-config fusermount3 getfattr setfacl mkfs.xfs mkfs.btrfs podman bindfs fio stress-ng busybox qemu-system-x86_64; do
     command -v "$tool" >/dev/null || fail "this is not Debian, so install these by hand and run it again: gcc, pkg-config, libfuse3's headers, fuse3, acl, attr, xfsprogs, btrfs-progs, podman, runc, a static busybox, bindfs, fio, stress-ng, qemu ($tool was not found)."
   done
+fi
+if [ ${#wanted[@]} -gt 0 ] && [ "$(id -u)" = 0 ]; then
+  echo "setup: installing ${wanted[*]}"
+  export DEBIAN_FRONTEND=noninteractive
+  apt-get update -qq
+  apt-get install -y -qq --no-install-recommends -o Dpkg::Options::=--force-confold "${wanted[@]}" >/dev/null ||
+    echo "setup: ${wanted[*]} cannot be installed, so the tests of CephFS will be skipped" >&2
 fi
 usable "$python" || fail "no Python 3.11 or later with venv and its header files was found: set PYTHON to one."
 

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import pytest
 
 from fusevol.transport.kernel import parameter
+from tests.support import ceph
 from tests.support.agent import Agent
 from tests.support.devices import Kind, abort_all, make_loop_fs, tear_down
 from tests.support.logs import LogCheck
@@ -114,6 +115,25 @@ def loop_fs(workdir: Path) -> LoopFs:
         return make_loop_fs(workdir, kind, size)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def ceph_cluster() -> Iterator[ceph.Cluster]:
+    """A real Ceph cluster with a CephFS in it, the same one for all tests; whoever harms it heals it."""
+    reason = ceph.why_not()
+    if reason is not None:
+        pytest.skip(reason)
+    directory = Path(tempfile.mkdtemp(prefix="ceph"))
+    with ceph.cluster(directory) as running:
+        yield running
+    shutil.rmtree(directory)
+
+
+@pytest.fixture
+def cephfs(ceph_cluster: ceph.Cluster, workdir: Path) -> Iterator[Path]:
+    """A new, empty directory of a mounted CephFS, as its administrator sees it."""
+    with ceph_cluster.mounted(workdir / "cephfs") as point:
+        yield Path(tempfile.mkdtemp(dir=point))
 
 
 class StartServer(Protocol):
