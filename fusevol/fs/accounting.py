@@ -14,6 +14,8 @@ allocate is reserved, so that used plus reserved is never over the limit with an
   Allocating first would cost each write a journal transaction. So a file that was written to *holds* a reservation for
   such a block, and is *moving*: known, even when the kernel forgets it, until it was measured after a sync.
 * tmpfs does neither.
+* CephFS has no blocks to tell of: ``st_blocks`` is the size of a file, holes included, in whole sectors. So a
+  truncation that makes a file longer is charged like a write, and how much a write will add is known exactly.
 * btrfs counts a block twice while it is being copied: the last one of a file that is truncated or grows from the middle
   of a block. For growth that is held for; truncation must work in a full volume, so that on btrfs alone the count (like
   du's) may stand above the limit, by a block for each file that was cut in the middle of one, until write-back.
@@ -56,6 +58,9 @@ INODE_COST: Final = 2
 _LINGERING: Final = 16384
 _ROOM: Final = 1 << 20
 """Bytes left from which writes need not allocate first any longer."""
+_BY_SIZE: Final = frozenset({"ceph", "fuse.ceph-fuse"})
+"""Kinds of filesystems whose ``st_blocks`` is the size: the kernel's client of CephFS, and ceph-fuse."""
+_SECTOR: Final = 512
 _PIECES: Final = 256
 """Extents for which a file's map takes a block, at least (340 on ext4, 250 on XFS)."""
 
@@ -165,11 +170,12 @@ class Accounts:
         self._making = threading.Lock()
         self._moving: dict[Node, None] = {}
         self._moving_lock = threading.Lock()
-        self.block = max(os.fstatvfs(nodes.mount_fd).f_bsize, 4096)
         self._kind = backing.kind(nodes.mount_fd)
-        self._delays = self._kind in {"ext4", "tmpfs"}
+        self.by_size = self._kind in _BY_SIZE
+        self.block = _SECTOR if self.by_size else max(os.fstatvfs(nodes.mount_fd).f_bsize, 4096)
+        self._delays = self.by_size or self._kind in {"ext4", "tmpfs"}
         """Whether a write may be left to the backing store's own allocation where there is room."""
-        self._moves = self._kind != "tmpfs"
+        self._moves = not self.by_size and self._kind != "tmpfs"
         self._held = 0
         self._tight = False
         self._tightening = threading.Lock()

@@ -108,9 +108,7 @@ class Attributes(Names):
         if self._accounts is None:
             os.truncate(where, size)
             return
-        with self._accounts.change([(node, fd)]):
-            os.truncate(where, size)
-            self._accounts.moves(node)
+        self._accounts.truncate(node, fd, where, size)
 
     def readlink(self, node: int) -> bytes:
         """The target of a symbolic link."""

@@ -12,12 +12,13 @@ from contextlib import AbstractContextManager
 from typing import Final
 
 from fusevol.fs import _libc
-from fusevol.fs.accounting import INODE_COST, NAME_COST, Accounts, Change
+from fusevol.fs.accounting import INODE_COST, NAME_COST, Change
 from fusevol.fs.files import Handles, OpenFile
 from fusevol.fs.identity import Identity
 from fusevol.fs.node import Node
 from fusevol.fs.nodes import Nodes
 from fusevol.fs.types import Caller, Entry
+from fusevol.fs.writing import Writer
 
 _Directory = tuple[Node, int]
 """One that is pinned, and its descriptor."""
@@ -65,7 +66,7 @@ class Names(ABC):
 
     _nodes: Nodes
     _files: Handles[OpenFile]
-    _accounts: Accounts | None
+    _accounts: Writer | None
     _identity: Identity
     _read_only: bool
     _devices: bool
