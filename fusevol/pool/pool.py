@@ -149,6 +149,8 @@ class Pool:
             else:
                 backing = self.driver.make(data, limits)
                 copying.copy_tree(source.data, data)
+            if enforcer == "ledger":
+                self.driver.second_line(data, backing, Limits(request.capacity_bytes, request.inode_limit))
             return Volume.from_request(request, directory, quota=enforcer, driver=self.driver.name, backing=backing)
 
         with place.explained(self.path, f"volume {request.id}"):
@@ -230,7 +232,8 @@ class Pool:
         limits = Limits(request.capacity_bytes, request.inode_limit)
         if not request.enforced or limits == NO_LIMITS:
             return "none"
-        return "kernel" if self.driver.capabilities().enforces(limits) else "ledger"
+        can = self.driver.capabilities()
+        return "kernel" if can.enforces(limits) or (request.shared and can.quota_shared) else "ledger"
 
     def _discard(self, temporary: Path) -> None:
         if temporary.is_dir():
@@ -295,13 +298,16 @@ class Pool:
             changed = found.with_limits(capacity_bytes, inode_limit)
             if found.quota == "kernel":
                 self._limit(found, Limits(capacity_bytes, inode_limit))
+            elif found.quota == "ledger":
+                self._driver_of(found).second_line(found.data, found.backing, Limits(capacity_bytes, inode_limit))
             if changed != found:
                 changed.save(self._directory(volume))
             return changed
 
     def _limit(self, volume: Volume, limits: Limits) -> None:
         driver = self._driver_of(volume)
-        if not driver.capabilities().enforces(limits):
+        can = driver.capabilities()
+        if not (can.enforces(limits) or can.quota_shared):
             raise InvalidError(
                 f"Volume {volume.id} cannot get {_size(*limits)}: its filesystem ({driver.name}) keeps no such limits "
                 "now; make a new volume with them and copy the data."

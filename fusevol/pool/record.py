@@ -48,6 +48,8 @@ class VolumeRequest:
     inode_limit: int | None = None
     enforced: bool = True
     """Whether the limits are kept; otherwise they are only what the volume was promised."""
+    shared: bool = False
+    """Whether several nodes may write to it at once, so that no ledger can know what it has."""
     owner: dict[str, str] = field(default_factory=dict)
     """Whom it is for: claim, namespace, pod; shown to people and kept for adoption."""
     mode: int = 0o777

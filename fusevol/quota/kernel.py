@@ -13,7 +13,11 @@ from typing import Final
 from fusevol.errors import UnavailableError
 from fusevol.usage import Meter
 
-MODULES: Final = {"btrfs": "fusevol.quota.qgroup", "prjquota": "fusevol.quota.project"}
+MODULES: Final = {
+    "btrfs": "fusevol.quota.qgroup",
+    "cephfs": "fusevol.quota.cephquota",
+    "prjquota": "fusevol.quota.project",
+}
 """By the name of the pool driver; each has ``open_meter(source: Path) -> Meter``, which raises ``OSError``."""
 
 

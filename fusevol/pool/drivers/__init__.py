@@ -8,12 +8,13 @@ from typing import Final
 from fusevol.errors import InvalidError
 from fusevol.pool.drivers.base import NO_LIMITS, Backing, Capabilities, Driver, Limits
 from fusevol.pool.drivers.btrfs import Btrfs
+from fusevol.pool.drivers.cephfs import CephFS
 from fusevol.pool.drivers.plain import Plain
 from fusevol.pool.drivers.prjquota import PrjQuota
 
 __all__ = ["DRIVERS", "NO_LIMITS", "Backing", "Capabilities", "Driver", "Limits", "by_name", "names", "probe"]
 
-DRIVERS: Final[tuple[type[Driver], ...]] = (Btrfs, PrjQuota, Plain)
+DRIVERS: Final[tuple[type[Driver], ...]] = (Btrfs, PrjQuota, CephFS, Plain)
 """In the order in which they are tried; the last one fits everywhere."""
 
 

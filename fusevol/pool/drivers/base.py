@@ -52,6 +52,8 @@ class Capabilities:
     """Whether other nodes may have the same pool."""
     granularity: int
     """By how many bytes a kernel quota may stop a writer too early or too late at most; 0 without one."""
+    quota_shared: bool = False
+    """Whether the filesystem keeps limits, however late, of what several nodes write at once, which no ledger sees."""
     remark: str = ""
     """What is lacking and could be had, in one sentence; empty if nothing is."""
 
@@ -90,6 +92,11 @@ class Driver(ABC):
     @abstractmethod
     def set_limits(self, data: Path, backing: Mapping[str, str], limits: Limits) -> None:
         """Change what the kernel allows, durably, while the volume is in use. Below what is used is allowed."""
+
+    def second_line(  # noqa: B027  # most can do nothing
+        self, data: Path, backing: Mapping[str, str], limits: Limits
+    ) -> None:
+        """A ledger keeps *limits*: have the filesystem stop, far beyond, who writes past it. Where it can, durably."""
 
     @abstractmethod
     def usage(self, data: Path, backing: Mapping[str, str]) -> Measured:
