@@ -12,6 +12,7 @@ from typing import Any, Literal, Self, cast, get_args
 
 from agent.patience import DEFAULT, Patience
 from fusevol.errors import InvalidError, UsageError
+from fusevol.objects import share
 from fusevol.server.spec import TransportChoice
 
 DEFAULT_FILE = Path("/etc/fusevol/agent.yaml")
@@ -19,6 +20,8 @@ DEFAULT_STATE_DIR = Path("/var/lib/fusevol")
 DEFAULT_RUN_DIR = Path("/run/fusevol")
 PROVISIONER = "fusevol.io/fusevol"
 """The provisioner name that a StorageClass gives to have its claims served here."""
+ALIASES = (share.PROVISIONER,)
+"""Provisioner names of others whose StorageClasses work here as they stand."""
 DRIVER = "fusevol.io"
 """The CSI driver name in the PersistentVolumes that are made here."""
 
@@ -43,7 +46,7 @@ class Config:
     socket: Path = DEFAULT_RUN_DIR / "agent.sock"
     pools: Mapping[str, Path]
     """Where volumes live, by the pool's name."""
-    provisioners: tuple[str, ...] = (PROVISIONER,)
+    provisioners: tuple[str, ...] = (PROVISIONER, *ALIASES)
     """Provisioner names that are served; the first one is written into new volumes."""
     log_level: str = "info"
     node_name: str = "localhost"
@@ -80,7 +83,7 @@ class Config:
             run_dir=run_dir,
             socket=socket_path or run_dir / "agent.sock",
             pools=_pools(given.get("pool") or given.get("pools"), text.get("pools"), state_dir),
-            provisioners=(PROVISIONER, *(a for a in aliases if a != PROVISIONER)),
+            provisioners=tuple(dict.fromkeys((PROVISIONER, *ALIASES, *aliases))),
             log_level=level,
             transport=cast("TransportChoice", transport),
             io_uring=cast("IoUring", io_uring),

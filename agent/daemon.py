@@ -36,6 +36,7 @@ from agent.hazard import Hazards, Recoveries
 from agent.keeper import KeeperLink
 from agent.notify import notify
 from agent.pools import Pools
+from agent.shares import Shares
 from agent.steps import Step, no_step
 from agent.store import Key, Store
 from agent.supervisor import KeeperSupervisor
@@ -146,8 +147,16 @@ async def _run(
         root=config.state_dir / "pods",
         step=step,
     )
+    shares = Shares(store=store, pools=pools, directory=config.run_dir / "ceph")
+    shares.attach_all()
     effects = Effects(
-        store=store, events=events, pools=pools, mounter=mounter, provisioner=config.provisioners[0], step=step
+        store=store,
+        events=events,
+        pools=pools,
+        shares=shares,
+        mounter=mounter,
+        provisioner=config.provisioners[0],
+        step=step,
     )
     controllers = Controllers(
         store=store,

@@ -6,7 +6,7 @@ import logging
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 from weakref import WeakValueDictionary
 
 import trio
@@ -20,12 +20,32 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
+class Mounted(Protocol):
+    """Where a pool is that must be mounted before it is there. Called in the pool's threads."""
+
+    @property
+    def pool(self) -> Path:
+        """The pool's directory."""
+
+    def renew(self) -> bool:
+        """See to it that it is mounted; whether it had to be mounted now. Raises a :class:`FusevolError`."""
+
+
 class _Place:
     """One pool. It is opened by whatever is done with it first: it may not have answered at the start."""
 
-    def __init__(self, name: str, path: Path, patience: float, recoveries: Recoveries | None, step: Step) -> None:
+    def __init__(
+        self,
+        name: str,
+        path: Path,
+        patience: float,
+        recoveries: Recoveries | None,
+        step: Step,
+        mounted: Mounted | None = None,
+    ) -> None:
         self.name = name
         self.path = path
+        self._mounted = mounted
         self._step = step
         self._hazard = Hazard(f'The pool "{name}" ({path})', patience=patience, recoveries=recoveries)
         self._pool: Pool | None = None
@@ -44,6 +64,9 @@ class _Place:
 
     def _opened(self) -> Pool:
         with self._opening:
+            if self._mounted is not None and self._mounted.renew() and self._pool is not None:
+                self._pool.close()  # what it has open is on a mount that is no more
+                self._pool = None
             if self._pool is None:
                 self._pool = Pool.open(self.path, self.name, create=True, step=self._step)
                 self._pool.sweep()
@@ -72,9 +95,16 @@ class _Place:
 class Pools:
     """All pools by name."""
 
-    def __init__(self, places: Mapping[str, _Place]) -> None:
+    def __init__(
+        self, places: Mapping[str, _Place], patience: float, recoveries: Recoveries | None, step: Step
+    ) -> None:
         """Use :meth:`open`."""
         self._places = dict(places)
+        self._patience = patience
+        self._recoveries = recoveries
+        self._step = step
+        self._nursery: trio.Nursery | None = None
+        """Where trash is emptied."""
         self._locks: WeakValueDictionary[tuple[str, str], trio.Lock] = WeakValueDictionary()
 
     @classmethod
@@ -101,7 +131,16 @@ class Pools:
                 nursery.start_soon(open_one, place)
         if failures:
             raise failures[0]
-        return cls(places)
+        return cls(places, patience, recoveries, step)
+
+    def attach(self, name: str, mounted: Mounted) -> None:
+        """Have another pool from now on, which is mounted and made when something is done with it first."""
+        if name in self._places:
+            return
+        place = _Place(name, mounted.pool, self._patience, self._recoveries, self._step, mounted)
+        self._places[name] = place
+        if self._nursery is not None:
+            self._nursery.start_soon(place.empty_trash)
 
     @property
     def names(self) -> list[str]:
@@ -159,6 +198,12 @@ class Pools:
                 if pool == likely:
                     raise
                 log.info("Whether %s has something of %s is not known: %s", pool, volume, e)
+            except FusevolError as e:  # nothing was ever made in a pool that refuses us, or nobody else may know
+                log.warning("Whether %s has something of %s cannot be known: %s", pool, volume, e)
+
+    async def run(self, pool: str, action: Callable[[Pool], T]) -> T:
+        """The result of *action*, in one of the pool's threads."""
+        return await self._place(pool).run(action)
 
     async def capacity(self, pool: str) -> PoolCapacity:
         """What a pool holds."""
@@ -170,9 +215,10 @@ class Pools:
 
     async def empty_trash(self) -> None:
         """Empty all pools' trash, for ever."""
-        async with trio.open_nursery() as nursery:
+        async with trio.open_nursery() as self._nursery:
             for place in self._places.values():
-                nursery.start_soon(place.empty_trash)
+                self._nursery.start_soon(place.empty_trash)
+            await trio.sleep_forever()
 
     async def _locked(self, pool: str, volume: str, action: Callable[[Pool], T]) -> T:
         place = self._place(pool)

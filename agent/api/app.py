@@ -15,7 +15,7 @@ from starlette.routing import Route
 import fusevol
 from agent.api.resources import Resources
 from agent.api.status import body, failure, guarded
-from agent.controllers.provisioning import parse_handle
+from agent.controllers.provisioning import handle_of, parse_handle
 from agent.events import Recorder
 from agent.pools import Pools
 from agent.store import Store
@@ -103,7 +103,7 @@ class Api:
         async with trio.open_nursery() as nursery:
             for volume in self._store.list("PersistentVolume"):
                 try:
-                    name = mount_id(*parse_handle(str((volume["spec"].get("csi") or {}).get("volumeHandle"))))
+                    name = mount_id(*parse_handle(str(handle_of(volume))))
                 except InvalidError:
                     continue
                 if name in self._supervisor.servers:

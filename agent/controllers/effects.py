@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any, assert_never
 
@@ -24,12 +25,13 @@ from agent.controllers.view import (
 )
 from agent.events import Recorder
 from agent.pools import Pools
+from agent.shares import Shares
 from agent.steps import Step, no_step
 from agent.store import Store
 from agent.volumes.attachments import mount_id
 from agent.volumes.mounter import Mounter
 from fusevol import objects, quantity
-from fusevol.errors import AlreadyExistsError, FusevolError, NotFoundError
+from fusevol.errors import AlreadyExistsError, FusevolError, InvalidError, NotFoundError
 from fusevol.pool import VolumeRequest
 
 Obj = dict[str, Any]
@@ -39,11 +41,20 @@ class Effects:
     """Carries out actions, in order. For the trio loop."""
 
     def __init__(
-        self, *, store: Store, events: Recorder, pools: Pools, mounter: Mounter, provisioner: str, step: Step = no_step
+        self,
+        *,
+        store: Store,
+        events: Recorder,
+        pools: Pools,
+        shares: Shares,
+        mounter: Mounter,
+        provisioner: str,
+        step: Step = no_step,
     ) -> None:
         self._store = store
         self._events = events
         self._pools = pools
+        self._shares = shares
         self._mounter = mounter
         self._provisioner = provisioner
         self._step = step
@@ -84,6 +95,8 @@ class Effects:
             return
         try:
             made = provisioning.plan(claim, storage_class)
+            if made.share is not None:
+                self._shares.attach(made.share)
             self._pools.path(made.pool)
             message = f'fusevol makes a volume for claim "{"/".join((made.owner["namespace"], made.owner["claim"]))}"'
             await self._events.normal(claim, "Provisioning", message)
@@ -98,16 +111,20 @@ class Effects:
                     owner=made.owner,
                     mode=made.mode,
                     labels={"kind": "claim"},
+                    shared=made.shared,
                 ),
             )
+            self._step("volume made")
+            user = None if made.share is None else await self._shares.user_for(made.share, made.volume)
         except (FusevolError, OSError) as e:
             text = f'failed to provision volume with StorageClass "{storage_class["metadata"]["name"]}": {e}'
             await self._events.warning(claim, "ProvisioningFailed", text)
             raise e if isinstance(e, FusevolError) else FusevolError(text) from e
-        self._step("volume made")
         capacity = volume.capacity_bytes or made.capacity
         new = objects.admit(
-            provisioning.persistent_volume(claim, storage_class, made, capacity, str(storage_class["provisioner"]))
+            provisioning.persistent_volume(
+                claim, storage_class, made, capacity, str(storage_class["provisioner"]), user
+            )
         )
         try:
             await self._store.create(new)
@@ -119,7 +136,8 @@ class Effects:
     async def _reclaim(self, volume: Obj) -> None:
         key = objects.key(volume)
         try:
-            pool, made = provisioning.parse_handle(volume["spec"]["csi"]["volumeHandle"])
+            pool, made = provisioning.parse_handle(str(provisioning.handle_of(volume)))
+            await self._shares.forget_user(volume)
             await self._pools.discard(pool, made)
         except (FusevolError, OSError) as e:
             reason = str(e)
@@ -148,12 +166,15 @@ class Effects:
     async def _discard(self, claim: Obj) -> None:
         storage_class = self._store.find(objects.Key("StorageClass", "", class_of(claim) or ""))
         likely = str(((storage_class or {}).get("parameters") or {}).get("pool") or self._pools.preferred)
+        with contextlib.suppress(InvalidError):
+            share = None if storage_class is None else provisioning.share_of(storage_class)
+            likely = likely if share is None else share.pool
         await self._pools.discard_leftover(likely, volume_name(claim))
         self._step("unfinished volume in the trash")
 
     async def _expand(self, claim: Obj, volume: Obj) -> None:
         wanted = matching.requested(claim)
-        pool, made = provisioning.parse_handle(volume["spec"]["csi"]["volumeHandle"])
+        pool, made = provisioning.parse_handle(str(provisioning.handle_of(volume)))
         try:
             await self._mounter.set_limits(pool, made, mount_id(pool, made), wanted)
         except (FusevolError, OSError) as e:

@@ -153,7 +153,7 @@ class Controllers:
                 self._wake(self.claims, Key("PersistentVolumeClaim", *claim))
                 self._claims_of(_ANY if claim == _NOBODY else key.name)
                 self._pods_of(Key("PersistentVolumeClaim", *claim))
-            case "StorageClass":
+            case "StorageClass" | "Secret":  # which may have the key of a class's storage
                 self._claims_of(_ANY)
             case "Pod":
                 self.pods.add(key)

@@ -13,16 +13,24 @@ from agent.controllers.view import (
     BACKEND_FINALIZER,
     PROVISIONED_BY,
     VOLUME_PROTECTION,
+    annotations_of,
     claim_key,
     class_of,
     reference,
 )
 from fusevol import quantity
 from fusevol.errors import InvalidError
+from fusevol.objects import share
+from fusevol.objects.share import Share
 
 Obj = dict[str, Any]
 
 _PARAMETERS = {"pool", "mode", "inodes", "quota"}
+HANDLE = "fusevol.io/volume-handle"
+"""Annotation of a PersistentVolume whose source has no room for what a ``volumeHandle`` says."""
+POOL = "fusevol.io/pool"
+"""Annotation with the share that the volume's pool is in (``Share.dump``)."""
+_CEPH_PARAMETERS = {word.lower() for word in share.PARAMETERS}
 _RESERVED = "csi.storage.k8s.io/"
 _MODE = re.compile(r"0?[0-7]{3,4}")
 
@@ -41,6 +49,10 @@ class Plan:
     enforced: bool
     """Whether a write past capacity or inodes shall fail."""
     owner: dict[str, str]
+    shared: bool = False
+    """Whether several nodes may write to it at once."""
+    share: Share | None = None
+    """Where the pool is, if the class says that itself."""
 
 
 def plan(claim: Obj, storage_class: Obj) -> Plan:
@@ -54,9 +66,17 @@ def plan(claim: Obj, storage_class: Obj) -> Plan:
     if spec.get("dataSource") or spec.get("dataSourceRef"):
         raise InvalidError("dataSource is not supported: ask for an empty volume and copy the data into it.")
     parameters = {str(k): str(v) for k, v in (storage_class.get("parameters") or {}).items()}
-    unknown = sorted(k for k in parameters if k not in _PARAMETERS and not k.startswith(_RESERVED))
+    place = share_of(storage_class)
+    known_here = _PARAMETERS if place is None else {*_PARAMETERS - {"pool"}, *share.PARAMETERS}
+    unknown = sorted(
+        k
+        for k in parameters
+        if k not in known_here
+        and not k.startswith(_RESERVED)
+        and not (place is not None and k.lower() in _CEPH_PARAMETERS)
+    )
     if unknown:
-        known = ", ".join(sorted(_PARAMETERS))
+        known = ", ".join(sorted(known_here))
         raise InvalidError(f'StorageClass "{name}" has unknown parameters {", ".join(unknown)}: known are {known}.')
     mode = parameters.get("mode", "0777")
     if not _MODE.fullmatch(mode):
@@ -72,19 +92,43 @@ def plan(claim: Obj, storage_class: Obj) -> Plan:
         )
     namespace, claim_name = claim_key(claim)
     return Plan(
-        pool=parameters.get("pool", "default"),
+        pool=parameters.get("pool", "default") if place is None else place.pool,
         volume=volume_name(claim),
         capacity=matching.requested(claim),
         inodes=int(inodes) if inodes else None,
         mode=int(mode, 8),
         enforced=quota == "hard",
         owner={"namespace": namespace, "claim": claim_name, "uid": claim["metadata"]["uid"]},
+        shared="ReadWriteMany" in (spec.get("accessModes") or ()),
+        share=place,
     )
+
+
+def share_of(storage_class: Obj) -> Share | None:
+    """The CephFS that a class names, if it does. Raises :class:`InvalidError`."""
+    parameters = {str(k): str(v) for k, v in (storage_class.get("parameters") or {}).items()}
+    if not share.is_share(str(storage_class.get("provisioner")), parameters):
+        return None
+    return Share.of_class(storage_class["metadata"]["name"], parameters)
+
+
+def share_of_volume(volume: Obj) -> Share | None:
+    """The CephFS that a PersistentVolume made here is on, if it is on one. Raises :class:`InvalidError`."""
+    text = annotations_of(volume).get(POOL)
+    return None if text is None or not volume["spec"].get("cephfs") else Share.load(text)
 
 
 def handle(pool: str, volume: str) -> str:
     """The ``volumeHandle`` of a volume."""
     return f"{pool}/{volume}"
+
+
+def handle_of(volume: Obj) -> str | None:
+    """The handle of a PersistentVolume that is in a pool of this node; ``None`` if it is not."""
+    spec = volume["spec"]
+    if (spec.get("csi") or {}).get("driver") == DRIVER:
+        return str(spec["csi"].get("volumeHandle"))
+    return annotations_of(volume).get(HANDLE) if spec.get("cephfs") else None
 
 
 def parse_handle(text: str) -> tuple[str, str]:
@@ -95,18 +139,39 @@ def parse_handle(text: str) -> tuple[str, str]:
     return pool, volume
 
 
-def persistent_volume(claim: Obj, storage_class: Obj, made: Plan, capacity: int, provisioner: str) -> Obj:
-    """The PersistentVolume of a volume that was made for *claim*; *capacity* in bytes."""
+def persistent_volume(
+    claim: Obj, storage_class: Obj, made: Plan, capacity: int, provisioner: str, user: tuple[str, str] | None = None
+) -> Obj:
+    """The PersistentVolume of a volume that was made for *claim*; *capacity* in bytes.
+
+    *user*: the Ceph user that may mount it alone, and the Secret with its key; none: as who has made it.
+    """
     policy = storage_class.get("reclaimPolicy") or "Delete"
     spec: Obj = {
         "accessModes": list(claim["spec"].get("accessModes") or []),
         "capacity": {"storage": quantity.format_bytes(capacity)},
         "claimRef": reference(claim),
-        "csi": {"driver": DRIVER, "volumeHandle": handle(made.pool, made.volume)},
         "persistentVolumeReclaimPolicy": policy,
         "storageClassName": class_of(claim) or "",
         "volumeMode": matching.mode_of(claim),
     }
+    annotations = {PROVISIONED_BY: provisioner}
+    if made.share is None:
+        spec["csi"] = {"driver": DRIVER, "volumeHandle": handle(made.pool, made.volume)}
+    else:
+        name, secret = user or (made.share.user, made.share.secret)
+        spec["cephfs"] = {
+            "monitors": list(made.share.monitors),
+            "path": made.share.path_of(made.volume),
+            "user": name,
+            "secretRef": {"name": secret, "namespace": made.share.namespace},
+        }
+        annotations |= {
+            "cephFSProvisionerIdentity": DRIVER,
+            "cephShare": made.volume,
+            HANDLE: handle(made.pool, made.volume),
+            POOL: made.share.dump(),
+        }
     if storage_class.get("mountOptions"):
         spec["mountOptions"] = list(storage_class["mountOptions"])
     kept = [VOLUME_PROTECTION, *([BACKEND_FINALIZER] if policy == "Delete" else [])]
@@ -115,7 +180,7 @@ def persistent_volume(claim: Obj, storage_class: Obj, made: Plan, capacity: int,
         "kind": "PersistentVolume",
         "metadata": {
             "name": made.volume,
-            "annotations": {PROVISIONED_BY: provisioner},
+            "annotations": annotations,
             "finalizers": kept,
         },
         "spec": spec,

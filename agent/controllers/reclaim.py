@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from agent.config import DRIVER
 from agent.controllers.binding import set_phase
+from agent.controllers.provisioning import handle_of
 from agent.controllers.view import (
     BACKEND_FINALIZER,
     BOUND_BY_CONTROLLER,
@@ -28,10 +28,7 @@ Obj = dict[str, Any]
 
 def ours(volume: Obj, view: View) -> bool:
     """Whether the volume was provisioned here, so that its data may be deleted here."""
-    return (
-        annotations_of(volume).get(PROVISIONED_BY) in view.provisioners
-        and (volume["spec"].get("csi") or {}).get("driver") == DRIVER
-    )
+    return annotations_of(volume).get(PROVISIONED_BY) in view.provisioners and handle_of(volume) is not None
 
 
 def policy_of(volume: Obj) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from agent.config import DRIVER
 from agent.controllers.matching import mode_of
-from agent.controllers.provisioning import parse_handle
+from agent.controllers.provisioning import handle_of, parse_handle
 from agent.controllers.view import being_deleted, phase
 from fusevol.errors import ConflictError, InvalidError, NotFoundError, UnavailableError
 from fusevol.server.spec import CacheMode, TransportChoice
@@ -69,12 +69,12 @@ def source_of(volume: Obj) -> Source:
     spec = volume["spec"]
     name = volume["metadata"]["name"]
     options = _options(volume)
+    handle = handle_of(volume)
+    if handle is not None:
+        pool, volume_id = parse_handle(handle)
+        read_only = any(bool((spec.get(kind) or {}).get("readOnly")) for kind in ("csi", "cephfs"))
+        return replace(options, pool=pool, volume=volume_id, read_only=options.read_only or read_only)
     if csi := spec.get("csi"):
-        if csi.get("driver") == DRIVER:
-            pool, volume_id = parse_handle(str(csi["volumeHandle"]))
-            return replace(
-                options, pool=pool, volume=volume_id, read_only=options.read_only or bool(csi.get("readOnly"))
-            )
         raise InvalidError(f'persistentvolume "{name}" belongs to the CSI driver {csi.get("driver")}, not to {DRIVER}')
     if host_path := spec.get("hostPath"):
         path_type = str(host_path.get("type") or "")

@@ -390,9 +390,9 @@ class FileSystem(Attributes):
     def statfs(self, node: int) -> StatFs:  # noqa: ARG002  # all of it is one volume
         """Sizes as the quota shows them: the limit, what is used, the smaller of what is left here and in the pool."""
         v = os.fstatvfs(self._nodes.mount_fd)
-        found = StatFs(
-            v.f_bsize, v.f_frsize, v.f_blocks, v.f_bfree, v.f_bavail, v.f_files, v.f_ffree, v.f_favail, v.f_namemax
-        )
+        # of inodes, btrfs has no count and says 0, CephFS has no limit and says -1 are free
+        inodes = (v.f_files, v.f_ffree, v.f_favail) if v.f_ffree >= 0 else (0, 0, 0)
+        found = StatFs(v.f_bsize, v.f_frsize, v.f_blocks, v.f_bfree, v.f_bavail, *inodes, v.f_namemax)
         if self._accounts is not None:
             self._reclaim(opened=False)
             return _within(found, self._accounts.quota.usage())  # not settled first: df must be quick

@@ -32,8 +32,8 @@ def shares_blocks(directory: Path) -> bool:
 
 
 def copy_tree(source: Path, target: Path) -> None:
-    """Make the directory *target*, which does not exist, with all that *source* has, durably; blocks are shared where
-    that is possible.
+    """Make the directory *target*, which is empty or does not exist, with all that *source* has, durably; blocks are
+    shared where that is possible.
 
     An interrupted copy leaves a part of it. Raises ``OSError``: ENOSPC, or EIO with what cp says.
     """

@@ -39,6 +39,7 @@ log = logging.getLogger(__name__)
 
 SECOND_LINE: Final = 2
 """How many times the limit of a volume with a ledger CephFS may count in it."""
+_NAMESPACE: Final = "ceph.dir.layout.pool_namespace"
 _MOMENT: Final = "fusevol-"
 """Begins the names of the snapshots that are taken here. CephFS keeps names that begin with ``_`` for itself."""
 _NO_SNAPSHOTS: Final = {errno.EPERM, errno.EACCES, errno.EOPNOTSUPP, errno.ENOENT, errno.EINVAL}
@@ -78,7 +79,14 @@ class CephFS(Plain):
 
     def make(self, data: Path, limits: Limits) -> Backing:
         """See ``Driver``."""
-        backing = super().make(data, limits)
+        super().make(data, limits)
+        backing = {}
+        try:
+            # objects of its own, so that a Ceph user may be given this volume's and no other
+            os.setxattr(data, _NAMESPACE, f"fusevol-{data.parent.name}".encode())
+            backing = {"namespace": f"fusevol-{data.parent.name}"}
+        except PermissionError as e:
+            log.info("%s shares its namespace of objects with others: %s", data, e)
         self.set_limits(data, backing, limits)
         return backing
 
@@ -114,12 +122,13 @@ class CephFS(Plain):
         """See ``Driver``."""
         return self.clone(data, backing, target, NO_LIMITS)
 
-    def clone(self, source: Path, backing: Mapping[str, str], target: Path, limits: Limits) -> Backing:  # noqa: ARG002
+    def clone(self, source: Path, backing: Mapping[str, str], target: Path, limits: Limits) -> Backing:
         """See ``Driver``."""
+        backing = self.make(target, NO_LIMITS)
         with self._moment(source) as moment:
             copying.copy_tree(moment, target)
-        self.set_limits(target, {}, limits)
-        return {}
+        self.set_limits(target, backing, limits)
+        return dict(backing)
 
     @contextlib.contextmanager
     def _moment(self, data: Path) -> Iterator[Path]:

@@ -1,0 +1,197 @@
+"""The StorageClass ``cephfs`` and its claim as people have them, against a real cluster."""
+
+from __future__ import annotations
+
+import base64
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support import ceph
+from tests.support.agent import Agent
+from tests.support.polling import eventually
+from tests.support.processes import alive
+
+pytestmark = pytest.mark.root
+MIB = 1 << 20
+GIB = 1 << 30
+
+# as `kubectl get -o yaml` printed them on a cluster of 2019, but for the monitors and what the server had added to the
+# claim when it was bound
+CLASS = """\
+apiVersion: storage.k8s.io/v1
+kind: StorageClass
+metadata:
+  creationTimestamp: "2019-12-29T09:09:14Z"
+  name: cephfs
+  resourceVersion: "216329"
+  selfLink: /apis/storage.k8s.io/v1/storageclasses/cephfs
+  uid: 3a225dd9-41e8-4767-a511-d1cfaf7e3db1
+parameters:
+  adminId: admin
+  adminSecretName: ceph-secret-admin
+  adminSecretNamespace: cephfs
+  claimRoot: {root}
+  monitors: {monitors}
+provisioner: ceph.com/cephfs
+reclaimPolicy: Delete
+volumeBindingMode: Immediate
+"""
+CLAIM = """\
+apiVersion: v1
+kind: PersistentVolumeClaim
+metadata:
+  labels:
+    dlkit.njuics.cn/name: test
+    dlkit.njuics.cn/type: workspace
+  name: dlkit-workspace-test
+  namespace: dlkit-resources
+spec:
+  accessModes:
+  - ReadWriteOnce
+  resources:
+    requests:
+      storage: 1Gi
+  storageClassName: cephfs
+  volumeMode: Filesystem
+"""
+ADMIN = """\
+apiVersion: v1
+kind: Secret
+metadata:
+  name: ceph-secret-admin
+  namespace: cephfs
+type: Opaque
+data:
+  key: {key}
+"""
+NAME = ("dlkit-workspace-test", "-n", "dlkit-resources")
+
+
+class Seed:
+    """An agent, the cluster, and a claimRoot of the test's own."""
+
+    def __init__(self, agent: Agent, cluster: ceph.Cluster, root: str) -> None:
+        self.agent = agent
+        self.cluster = cluster
+        self.root = root
+
+    def secret(self, key: str | None = None) -> str:
+        """The Secret with the cluster's key, or another one."""
+        return ADMIN.format(key=base64.b64encode((key or self.cluster.key("admin")).encode()).decode())
+
+    def storage_class(self, **other: str) -> str:
+        """The class, with the cluster's monitors."""
+        return CLASS.format(**{"monitors": self.cluster.monitors, "root": self.root} | other)
+
+    def apply(self) -> dict[str, Any]:
+        """Apply all three; the claim when it is bound."""
+        self.agent.apply(f"{self.secret()}---\n{self.storage_class()}---\n{CLAIM}")
+        return self.bound()
+
+    def claim(self) -> dict[str, Any]:
+        """The claim now."""
+        return self.agent.get("pvc", *NAME)
+
+    def bound(self, timeout: float = 20.0) -> dict[str, Any]:
+        """The claim when it is bound."""
+
+        def bound() -> dict[str, Any] | None:
+            found = self.claim()
+            return found if found["status"].get("phase") == "Bound" else None
+
+        found = eventually(bound, timeout, what="the claim is bound", interval=0.1)
+        assert found is not None
+        return found
+
+    def events(self) -> str:
+        """What happened to the claim."""
+        return self.agent.ok("describe", "pvc", *NAME)
+
+    def ceph_fuse(self) -> list[int]:
+        """Process ids of the agent's ceph-fuse."""
+        return clients_below(self.agent.run_dir)
+
+    def mount(self, name: str = "target") -> Path:
+        """The claim, mounted by hand."""
+        target = self.agent.directory / name
+        self.agent.ok("mount", *NAME[:1], str(target), *NAME[1:])
+        return target
+
+
+def clients_below(directory: Path) -> list[int]:
+    """Process ids of every ceph-fuse whose mount point is below *directory*."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                words = (entry / "cmdline").read_bytes().split(b"\0")
+            except OSError:  # ended
+                continue
+            if words[0].endswith(b"ceph-fuse") and any(os.fsencode(directory) in word for word in words):
+                found.append(int(entry.name))
+    return found
+
+
+@pytest.fixture
+def seed(ceph_cluster: ceph.Cluster, agent: Agent) -> Iterator[Seed]:
+    """Nothing applied yet. Afterwards the agent's mounts of the cluster have ended by themselves."""
+    found = Seed(agent, ceph_cluster, f"/dlkit-volumes-{agent.directory.name}")
+    yield found
+    clients = found.ceph_fuse()
+    agent.close()
+    for pid in clients:
+        eventually(lambda pid=pid: not alive(pid), 20.0, what=f"ceph-fuse {pid} has ended")  # type: ignore[misc]
+
+
+def test_the_claim_works_as_it_stands(seed: Seed, cephfs: Path) -> None:
+    """Secret, class and claim are applied unchanged: bound, of 1 GiB, mounted, limited, on the cluster, and gone."""
+    claim = seed.apply()
+    volume = seed.agent.get("pv", claim["spec"]["volumeName"])
+    target = seed.mount()
+    size = os.statvfs(target)
+    (target / "f").write_bytes(b"x" * MIB)
+    with (target / "big").open("wb") as file:
+        os.ftruncate(file.fileno(), GIB - 2 * MIB)
+    (target / "more").touch()
+    with pytest.raises(OSError, match="No space") as refused:
+        os.truncate(target / "more", MIB)
+    source = volume["spec"]["cephfs"]
+    data = cephfs.parent / source["path"].lstrip("/")
+    on_cluster = sorted(os.listdir(data))
+    first = (data / "f").read_bytes()
+    secrets = seed.agent.get("secret", "-n", "cephfs")
+    clients = seed.ceph_fuse()
+    command_line = Path(f"/proc/{clients[0]}/cmdline").read_bytes()
+    seed.agent.ok("umount", str(target))
+    seed.agent.ok("delete", "pvc", *NAME)
+    eventually(lambda: not data.exists(), 20.0, what="the volume is gone from the cluster")
+    eventually(lambda: not list(data.parents[2].glob("trash/*")), 20.0, what="the trash is empty")
+    users = [u["entity"] for u in seed.cluster.command("auth", "ls")["auth_dump"]]
+    left = [s["metadata"]["name"] for s in seed.agent.get("secret", "-n", "cephfs")["items"]]
+
+    name = volume["metadata"]["name"]
+    assert claim["status"]["capacity"] == {"storage": "1Gi"}
+    assert claim["metadata"]["annotations"]["volume.beta.kubernetes.io/storage-provisioner"] == "ceph.com/cephfs"
+    assert size.f_blocks * size.f_frsize == GIB
+    assert refused.value.errno == errno.ENOSPC
+    assert on_cluster == ["big", "f", "more"]
+    assert first == b"x" * MIB
+    assert source == {
+        "monitors": [seed.cluster.monitors],
+        "path": f"{seed.root}/fusevol/volumes/{name}/data",
+        "user": f"fusevol-{name}",
+        "secretRef": {"name": f"ceph-fusevol-{name}-secret", "namespace": "cephfs"},
+    }
+    assert volume["metadata"]["annotations"]["pv.kubernetes.io/provisioned-by"] == "ceph.com/cephfs"
+    assert volume["metadata"]["annotations"]["cephShare"] == name
+    assert f"ceph-fusevol-{name}-secret" in [s["metadata"]["name"] for s in secrets["items"]]
+    assert seed.cluster.key("admin").encode() not in command_line
+    assert seed.cluster.key("admin") not in seed.agent.log.read_text()
+    assert not list((seed.agent.run_dir / "ceph").glob("keyring*"))
+    assert left == ["ceph-secret-admin"]
+    assert f"client.fusevol-{name}" not in users
