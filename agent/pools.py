@@ -166,6 +166,33 @@ class Pools:
         """Make a volume; the same request again finds it made."""
         return await self._locked(pool, request.id, lambda p: p.provision(request))
 
+    async def fill(self, pool: str, request: VolumeRequest, where: str, source: str, *, snapshot: bool) -> Volume:
+        """Make a volume that begins with what *source*, a volume or a snapshot of the pool *where*, has now.
+
+        The same request again finds it made.
+        """
+        async with self._lock(where, source):  # it must not go away meanwhile
+            found = await self._place(where).run(lambda p: p.find_snapshot(source) if snapshot else p.volume(source))
+            async with self._lock(pool, request.id):
+                return await self._place(pool).run_long(lambda p: p.provision(request, found))
+
+    async def snapshot(self, pool: str, volume: str, snapshot: str) -> Volume:
+        """Keep what a volume has now; the same again finds it kept."""
+        async with self._lock(pool, volume):
+            return await self._place(pool).run_long(lambda p: p.snapshot(volume, snapshot))
+
+    async def find_snapshot(self, pool: str, snapshot: str) -> Volume:
+        """A snapshot. Raises :class:`NotFoundError` or :class:`CorruptError`."""
+        return await self._locked(pool, snapshot, lambda p: p.find_snapshot(snapshot))
+
+    async def delete_snapshot(self, pool: str, snapshot: str) -> None:
+        """Delete a snapshot, its data in the background; nothing to do if it is gone."""
+        try:
+            await self._locked(pool, snapshot, lambda p: p.delete_snapshot(snapshot))
+        except NotFoundError:
+            return
+        self._place(pool).discarded.set()
+
     async def volume(self, pool: str, volume: str) -> Volume:
         """A volume. Raises :class:`NotFoundError` or :class:`CorruptError`."""
         return await self._locked(pool, volume, lambda p: p.volume(volume))
@@ -222,8 +249,12 @@ class Pools:
 
     async def _locked(self, pool: str, volume: str, action: Callable[[Pool], T]) -> T:
         place = self._place(pool)
+        async with self._lock(pool, volume):
+            return await place.run(action)
+
+    def _lock(self, pool: str, volume: str) -> trio.Lock:
+        """The lock of one volume or snapshot; it exists for as long as somebody has or wants it."""
         lock = self._locks.get((pool, volume))
         if lock is None:
             lock = self._locks[pool, volume] = trio.Lock()
-        async with lock:
-            return await place.run(action)
+        return lock

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from agent.controllers import matching
+from agent.controllers import matching, sources
 from agent.controllers.view import (
     BETA_STORAGE_PROVISIONER,
     BIND_COMPLETED,
@@ -36,15 +36,12 @@ from agent.controllers.view import (
     phase,
     reference,
     refers_to,
+    volume_name,
 )
 from fusevol import quantity
+from fusevol.errors import FusevolError
 
 Obj = dict[str, Any]
-
-
-def volume_name(claim: Obj) -> str:
-    """Name and id of the volume that is provisioned for a claim; always the same one, so trying again is harmless."""
-    return f"pvc-{claim['metadata']['uid']}"
 
 
 def decide(claim: Obj, view: View) -> list[Action]:
@@ -192,7 +189,12 @@ def _provisioned(claim: Obj, name: str, storage_class: Obj | None, view: View, *
             "the configuration of fusevol, or create the PersistentVolume by hand."
         )
         return _pending(claim, Event(claim, "ExternalProvisioning", message))
-    return _pending(claim, Provision(claim, storage_class))
+    try:
+        source = sources.find(claim, view)
+    except FusevolError as e:
+        text = f'failed to provision volume with StorageClass "{name}": {e.message}'
+        return _pending(claim, Event(claim, "ProvisioningFailed", text, warning=True))
+    return _pending(claim, Provision(claim, storage_class, source))
 
 
 def _bound(claim: Obj, view: View) -> list[Action]:

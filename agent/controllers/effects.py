@@ -3,36 +3,41 @@
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
 from collections.abc import Sequence
 from typing import Any, assert_never
 
-from agent.controllers import matching, provisioning
-from agent.controllers.binding import volume_name
+from agent.controllers import matching, provisioning, snapshots
 from agent.controllers.view import (
     BACKEND_FINALIZER,
     Action,
+    Create,
     Delete,
     Discard,
+    DropSnapshot,
     Event,
     Expand,
     Provision,
     Put,
     Reclaim,
+    Source,
+    TakeSnapshot,
     being_deleted,
     class_of,
     finalizers,
     phase,
+    volume_name,
 )
 from agent.events import Recorder
 from agent.pools import Pools
 from agent.shares import Shares
 from agent.steps import Step, no_step
-from agent.store import Store
+from agent.store import Store, now
 from agent.volumes.attachments import mount_id
 from agent.volumes.mounter import Mounter
 from fusevol import objects, quantity
 from fusevol.errors import AlreadyExistsError, FusevolError, InvalidError, NotFoundError
-from fusevol.pool import VolumeRequest
+from fusevol.pool import Volume, VolumeRequest
 
 Obj = dict[str, Any]
 
@@ -66,21 +71,34 @@ class Effects:
                 case Put(obj):
                     await self._store.update(obj)
                     self._step(f"put {obj['kind']}")
+                case Create(obj):
+                    await self._create(obj)
                 case Delete(obj):
                     await self._delete(obj)
                 case Event(regarding, reason, message, warning):
                     tell = self._events.warning if warning else self._events.normal
                     await tell(regarding, reason, message)
-                case Provision(claim, storage_class):
-                    await self._provision(claim, storage_class)
+                case Provision(claim, storage_class, source):
+                    await self._provision(claim, storage_class, source)
                 case Reclaim(volume):
                     await self._reclaim(volume)
                 case Discard(claim):
                     await self._discard(claim)
                 case Expand(claim, volume):
                     await self._expand(claim, volume)
+                case TakeSnapshot(content):
+                    await self._take_snapshot(content)
+                case DropSnapshot(content):
+                    await self._drop_snapshot(content)
                 case _:
                     assert_never(action)
+
+    async def _create(self, obj: Obj) -> None:
+        try:
+            await self._store.create(objects.admit(obj))
+        except AlreadyExistsError:
+            return
+        self._step(f"create {obj['kind']}")
 
     async def _delete(self, obj: Obj) -> None:
         try:
@@ -89,7 +107,7 @@ class Effects:
             return
         self._step(f"delete {obj['kind']}")
 
-    async def _provision(self, claim: Obj, storage_class: Obj) -> None:
+    async def _provision(self, claim: Obj, storage_class: Obj, source: Source | None) -> None:
         name = volume_name(claim)
         if self._store.find(objects.Key("PersistentVolume", "", name)) is not None:
             return
@@ -101,19 +119,17 @@ class Effects:
             message = f'fusevol makes a volume for claim "{"/".join((made.owner["namespace"], made.owner["claim"]))}"'
             await self._events.normal(claim, "Provisioning", message)
             self._step("provisioning announced")
-            volume = await self._pools.provision(
-                made.pool,
-                VolumeRequest(
-                    id=made.volume,
-                    capacity_bytes=made.capacity,
-                    inode_limit=made.inodes,
-                    enforced=made.enforced,
-                    owner=made.owner,
-                    mode=made.mode,
-                    labels={"kind": "claim"},
-                    shared=made.shared,
-                ),
+            request = VolumeRequest(
+                id=made.volume,
+                capacity_bytes=made.capacity,
+                inode_limit=made.inodes,
+                enforced=made.enforced,
+                owner=made.owner,
+                mode=made.mode,
+                labels={"kind": "claim"},
+                shared=made.shared,
             )
+            volume = await self._made(made.pool, request, source)
             self._step("volume made")
             user = None if made.share is None else await self._shares.user_for(made.share, made.volume)
         except (FusevolError, OSError) as e:
@@ -132,6 +148,71 @@ class Effects:
             return
         self._step("PersistentVolume made")
         await self._events.normal(claim, "ProvisioningSucceeded", f"Successfully provisioned volume {name}")
+
+    async def _made(self, pool: str, request: VolumeRequest, source: Source | None) -> Volume:
+        if source is None:
+            return await self._pools.provision(pool, request)
+        where, name = provisioning.parse_handle(source.handle)
+        return await self._pools.fill(pool, request, where, name, snapshot=source.kind == "snapshot")
+
+    async def _take_snapshot(self, content: Obj) -> None:
+        """Take a content's snapshot, or find the one that it names, and tell in its status how that went."""
+        key, uid, named = objects.key(content), content["metadata"]["uid"], content["spec"]["source"]
+        try:
+            if "snapshotHandle" in named:
+                pool, name = provisioning.parse_handle(named["snapshotHandle"])
+                made = await self._pools.find_snapshot(pool, name)
+            else:
+                pool, volume = provisioning.parse_handle(named["volumeHandle"])
+                made = await self._pools.snapshot(pool, volume, snapshots.snapshot_id(content))
+        except (FusevolError, OSError) as e:
+            reason = f"Failed to create snapshot: {e}"
+
+            def fail(current: Obj) -> None:
+                current["status"] = {"readyToUse": False, "error": {"message": reason, "time": now()}}
+
+            if ((content.get("status") or {}).get("error") or {}).get("message") != reason:
+                await self._store.change(key, fail, uid=uid)
+                await self._events.warning(content, "SnapshotCreationFailed", reason)
+            raise e if isinstance(e, FusevolError) else FusevolError(reason) from e
+        self._step("snapshot taken")
+        status = {
+            "snapshotHandle": provisioning.handle(pool, made.id),
+            "creationTime": int(dt.datetime.fromisoformat(made.created).timestamp()) * 1_000_000_000,
+            "restoreSize": made.capacity_bytes or 0,
+            "readyToUse": True,
+        }
+
+        def ready(current: Obj) -> None:
+            current["status"] = status
+
+        await self._store.change(key, ready, uid=uid)
+        self._step("snapshot told")
+
+    async def _drop_snapshot(self, content: Obj) -> None:
+        """Delete a content's snapshot, then let the content go."""
+        handle = (content.get("status") or {}).get("snapshotHandle") or content["spec"]["source"].get("snapshotHandle")
+        if handle:
+            pool, name = provisioning.parse_handle(handle)
+        else:  # it may have been taken and not told
+            pool, _ = provisioning.parse_handle(content["spec"]["source"]["volumeHandle"])
+            name = snapshots.snapshot_id(content)
+        try:
+            await self._pools.delete_snapshot(pool, name)
+        except (FusevolError, OSError) as e:
+            await self._events.warning(content, "SnapshotDeleteError", f"Failed to delete snapshot: {e}")
+            raise e if isinstance(e, FusevolError) else FusevolError(str(e)) from e
+        self._step("snapshot in the trash")
+
+        def let_go(current: Obj) -> None:
+            kept = [f for f in finalizers(current) if f != snapshots.CONTENT_PROTECTION]
+            current["metadata"]["finalizers"] = kept
+
+        try:
+            await self._store.change(objects.key(content), let_go, uid=content["metadata"]["uid"])
+        except NotFoundError:
+            return
+        self._step("content let go")
 
     async def _reclaim(self, volume: Obj) -> None:
         key = objects.key(volume)

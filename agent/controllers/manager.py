@@ -7,11 +7,11 @@ from typing import Any
 
 import trio
 
-from agent.controllers import binding, reclaim
+from agent.controllers import binding, reclaim, snapshots
 from agent.controllers.effects import Effects
 from agent.controllers.pods import PodController
 from agent.controllers.queue import WorkQueue
-from agent.controllers.view import BIND_COMPLETED, View, annotations_of
+from agent.controllers.view import BIND_COMPLETED, View, annotations_of, volume_name
 from agent.store import Key, Store, now
 from agent.volumes.attachments import Attachment
 from agent.volumes.mounter import Mounter
@@ -56,9 +56,13 @@ class Controllers:
         self._referring = store.index("PersistentVolume", lambda volume: [_claim_uid(volume)])
         self._offered = store.index("PersistentVolume", lambda volume: [_claim_name(volume)])
         self._wanting = store.index("PersistentVolumeClaim", _wanted)
+        self._filled = store.index("PersistentVolumeClaim", _filled_from)
+        self._taken_of = store.index("VolumeSnapshot", _taken_of)
         self.claims: WorkQueue[Key] = WorkQueue("claim", self._claim)
         self.volumes: WorkQueue[Key] = WorkQueue("volume", self._volume)
         self.pods: WorkQueue[Key] = WorkQueue("pod", self._pod, workers=32)
+        self.snapshots: WorkQueue[Key] = WorkQueue("snapshot", self._snapshot)
+        self.contents: WorkQueue[Key] = WorkQueue("snapshot content", self._content)
 
     def view(self, claim: Key | None = None) -> View:
         """The objects as they are now, for a decision that is made at once; on *claim*, if it is one on a claim."""
@@ -71,6 +75,9 @@ class Controllers:
             volumes=self._store.named("PersistentVolume"),
             claims=self._store.named("PersistentVolumeClaim"),
             classes=self._store.named("StorageClass"),
+            snapshots=self._store.named("VolumeSnapshot"),
+            contents=self._store.named("VolumeSnapshotContent"),
+            snapshot_classes=self._store.named("VolumeSnapshotClass"),
             candidates=candidates,
             users=users,
             attached=self._mounter.attachments.claims,
@@ -92,10 +99,24 @@ class Controllers:
     async def _pod(self, key: Key) -> None:
         await self._pod_controller.reconcile(key)
 
+    async def _snapshot(self, key: Key) -> None:
+        snapshot = self._store.find(key)
+        if snapshot is not None:
+            await self._effects.carry_out(snapshots.decide(snapshot, self.view()))
+
+    async def _content(self, key: Key) -> None:
+        content = self._store.find(key)
+        if content is not None:
+            await self._effects.carry_out(snapshots.decide_content(content, self.view()))
+
+    @property
+    def _queues(self) -> tuple[WorkQueue[Key], ...]:
+        return (self.claims, self.volumes, self.pods, self.snapshots, self.contents)
+
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Work until cancelled. Started once everything has been looked at for the first time."""
         async with trio.open_nursery() as nursery:
-            for queue in (self.claims, self.volumes, self.pods):
+            for queue in self._queues:
                 await nursery.start(queue.run)
             await nursery.start(self._heal.run)
             version = self._store.version
@@ -108,7 +129,7 @@ class Controllers:
 
     def hurry(self) -> None:
         """Try again now what has failed: something that hung answers again."""
-        for queue in (self.claims, self.volumes, self.pods):
+        for queue in self._queues:
             queue.hurry()
         self._heal.hurry()
 
@@ -117,6 +138,8 @@ class Controllers:
             ("PersistentVolume", self.volumes),
             ("PersistentVolumeClaim", self.claims),
             ("Pod", self.pods),
+            ("VolumeSnapshot", self.snapshots),
+            ("VolumeSnapshotContent", self.contents),
         ):
             for obj in self._store.list(kind):
                 queue.add(objects.key(obj))
@@ -142,11 +165,12 @@ class Controllers:
         match key.kind:
             case "PersistentVolumeClaim":
                 self.claims.add(key)
-                names = {str(obj["spec"].get("volumeName") or ""), binding.volume_name(obj)}
+                names = {str(obj["spec"].get("volumeName") or ""), volume_name(obj)}
                 for name in names:
                     self._wake(self.volumes, Key("PersistentVolume", "", name))
                 self._volumes_of(str(obj["metadata"]["uid"]))
                 self._pods_of(key)
+                self._cut_from(key)
             case "PersistentVolume":
                 self.volumes.add(key)
                 claim = _claim_name(obj)
@@ -155,6 +179,17 @@ class Controllers:
                 self._pods_of(Key("PersistentVolumeClaim", *claim))
             case "StorageClass" | "Secret":  # which may have the key of a class's storage
                 self._claims_of(_ANY)
+            case "VolumeSnapshot":
+                self.snapshots.add(key)
+                for name in filter(None, (objects.snapshot.content_name(obj), snapshots.content_name(obj))):
+                    self._wake(self.contents, Key("VolumeSnapshotContent", "", name))
+                self._filling(key)
+            case "VolumeSnapshotContent":
+                self.contents.add(key)
+                self._wake(self.snapshots, Key("VolumeSnapshot", *snapshots.snapshot_of(obj)))
+            case "VolumeSnapshotClass":
+                for snapshot in self._store.list("VolumeSnapshot"):
+                    self.snapshots.add(objects.key(snapshot))
             case "Pod":
                 self.pods.add(key)
                 for name in claims_of(obj):
@@ -170,6 +205,22 @@ class Controllers:
         """Look at the claims that have or name *volume*; with :data:`_ANY`, at all that are not bound."""
         for claim in self._wanting.of(volume):
             self.claims.add(objects.key(claim))
+
+    def _cut_from(self, claim: Key) -> None:
+        """Look at the snapshots of *claim*, at the one that it is filled from, and at its clones."""
+        for snapshot in self._taken_of.of((claim.namespace, claim.name)):
+            self.snapshots.add(objects.key(snapshot))
+        self._filling(claim)
+        found = self._store.find(claim)
+        for kind, namespace, name in _filled_from(found) if found is not None else []:
+            if kind == "VolumeSnapshot":
+                self._wake(self.snapshots, Key(kind, namespace, name))
+
+    def _filling(self, source: Key) -> None:
+        """Look at the claims that are filled from *source*, if they are not bound yet."""
+        for claim in self._filled.of((source.kind, source.namespace, source.name)):
+            if BIND_COMPLETED not in annotations_of(claim):
+                self.claims.add(objects.key(claim))
 
     def _volumes_of(self, claim_uid: str) -> None:
         for volume in self._referring.of(claim_uid):
@@ -202,3 +253,15 @@ def _wanted(claim: Obj) -> list[str]:
     """The volume that a claim has or names, and :data:`_ANY` while it is not bound."""
     named = str(claim["spec"].get("volumeName") or "")
     return [*([named] if named else []), *([_ANY] if BIND_COMPLETED not in annotations_of(claim) else [])]
+
+
+def _filled_from(claim: Obj) -> list[tuple[str, str, str]]:
+    """Kind, namespace and name of what a claim's volume is filled from."""
+    source = claim["spec"].get("dataSource")
+    return [(str(source["kind"]), str(claim["metadata"]["namespace"]), str(source["name"]))] if source else []
+
+
+def _taken_of(snapshot: Obj) -> list[tuple[str, str]]:
+    """Namespace and name of the claim that a snapshot is of."""
+    name = objects.snapshot.claim_name(snapshot)
+    return [(str(snapshot["metadata"]["namespace"]), name)] if name else []

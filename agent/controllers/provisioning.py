@@ -8,7 +8,6 @@ from typing import Any
 
 from agent.config import DRIVER
 from agent.controllers import matching
-from agent.controllers.binding import volume_name
 from agent.controllers.view import (
     BACKEND_FINALIZER,
     PROVISIONED_BY,
@@ -17,6 +16,7 @@ from agent.controllers.view import (
     claim_key,
     class_of,
     reference,
+    volume_name,
 )
 from fusevol import quantity
 from fusevol.errors import InvalidError
@@ -63,8 +63,6 @@ def plan(claim: Obj, storage_class: Obj) -> Plan:
         raise InvalidError("claim Selector is not supported")
     if matching.mode_of(claim) != "Filesystem":
         raise InvalidError("volumeMode Block is not supported: ask for volumeMode Filesystem.")
-    if spec.get("dataSource") or spec.get("dataSourceRef"):
-        raise InvalidError("dataSource is not supported: ask for an empty volume and copy the data into it.")
     parameters = {str(k): str(v) for k, v in (storage_class.get("parameters") or {}).items()}
     place = share_of(storage_class)
     known_here = _PARAMETERS if place is None else {*_PARAMETERS - {"pool"}, *share.PARAMETERS}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Container, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from agent.config import PROVISIONER
 
@@ -33,6 +33,13 @@ class Put:
 
 
 @dataclass(frozen=True, slots=True)
+class Create:
+    """Store a new *object*, unless it is there already."""
+
+    object: Obj
+
+
+@dataclass(frozen=True, slots=True)
 class Delete:
     """Delete *object* (which finalizers may delay)."""
 
@@ -49,12 +56,21 @@ class Event:
     warning: bool = False
 
 
+class Source(NamedTuple):
+    """What a volume is filled from."""
+
+    kind: Literal["volume", "snapshot"]
+    handle: str
+    """``POOL/ID``."""
+
+
 @dataclass(frozen=True, slots=True)
 class Provision:
-    """Make a volume and its PersistentVolume for *claim*."""
+    """Make a volume and its PersistentVolume for *claim*, filled from *source* if there is one."""
 
     claim: Obj
     storage_class: Obj
+    source: Source | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +95,21 @@ class Expand:
     volume: Obj
 
 
-Action = Put | Delete | Event | Provision | Reclaim | Discard | Expand
+@dataclass(frozen=True, slots=True)
+class TakeSnapshot:
+    """Take the snapshot that *content* is to be, or find the one that it names, and tell its status."""
+
+    content: Obj
+
+
+@dataclass(frozen=True, slots=True)
+class DropSnapshot:
+    """Delete the snapshot that *content* is, then let the object go."""
+
+    content: Obj
+
+
+Action = Put | Create | Delete | Event | Provision | Reclaim | Discard | Expand | TakeSnapshot | DropSnapshot
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +122,11 @@ class View:
     candidates: Collection[Obj] = ()
     """Volumes that belong to no claim, or to the one that is decided on."""
     classes: Mapping[str, Obj] = field(default_factory=dict)
+    snapshots: Mapping[tuple[str, str], Obj] = field(default_factory=dict)
+    """By namespace and name."""
+    contents: Mapping[str, Obj] = field(default_factory=dict)
+    """Of snapshots."""
+    snapshot_classes: Mapping[str, Obj] = field(default_factory=dict)
     users: Mapping[tuple[str, str], list[str]] = field(default_factory=dict)
     """Names of the Pods that name a claim, by the claim's namespace and name; of the claim that is decided on."""
     attached: Container[str] = frozenset()
@@ -127,6 +162,11 @@ def being_deleted(obj: Obj) -> bool:
 def phase(obj: Obj) -> str:
     """``status.phase``, empty when there is none."""
     return str((obj.get("status") or {}).get("phase") or "")
+
+
+def volume_name(claim: Obj) -> str:
+    """Name and id of the volume that is provisioned for a claim; always the same one, so trying again is harmless."""
+    return f"pvc-{claim['metadata']['uid']}"
 
 
 def class_of(obj: Obj) -> str | None:

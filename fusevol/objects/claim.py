@@ -12,6 +12,9 @@ from fusevol.objects.volume import CLASS_ANNOTATION, VOLUME_MODES, access_mode_r
 
 _IMMUTABLE = "spec is immutable after creation except resources.requests and volumeAttributesClassName for bound claims"
 
+_CLAIM = "PersistentVolumeClaim"
+_SOURCES = {("", _CLAIM), ("snapshot.storage.k8s.io", "VolumeSnapshot")}
+
 
 def validate(obj: Field) -> None:
     """Report what is wrong with a claim."""
@@ -40,12 +43,30 @@ def validate_spec(spec: Field) -> None:
     spec.child("volumeName").text()
     spec.child("volumeMode").one_of(VOLUME_MODES)
     names.subdomain(spec.child("volumeAttributesClassName"))
+    _data_sources(spec)
+
+
+def _data_sources(spec: Field) -> None:
+    """What the volume is filled from (4.11)."""
     for word in ("dataSource", "dataSourceRef"):
         source = spec.child(word)
         if source:
             source.mapping()
             source.child("name").needed()
             source.child("kind").needed()
+            source.child("apiGroup").text()
+    reference, source = spec.child("dataSourceRef"), spec.child("dataSource")
+    kind = reference.child("kind")
+    if kind.value and not reference.child("apiGroup").value and kind.value != _CLAIM:
+        kind.invalid("must be 'PersistentVolumeClaim' when referencing the default apiGroup")
+    if reference.child("namespace").text():
+        reference.child("namespace").forbidden("sources in other namespaces are not served here")
+    if reference and source and _named(reference.mapping()) != _named(source.mapping()):
+        source.invalid("must match dataSourceRef")
+
+
+def _named(source: Obj) -> tuple[Any, ...]:
+    return (source.get("apiGroup") or "", source.get("kind"), source.get("name"))
 
 
 def default(obj: Obj) -> None:
@@ -56,6 +77,14 @@ def default(obj: Obj) -> None:
 def default_spec(spec: Obj) -> None:
     """The same for the spec alone."""
     spec.setdefault("volumeMode", "Filesystem")
+    source, reference = spec.get("dataSource"), spec.get("dataSourceRef")
+    if source and not reference:
+        if (source.get("apiGroup") or "", source["kind"]) in _SOURCES:
+            spec["dataSourceRef"] = dict(source)
+        else:
+            del spec["dataSource"]  # as Kubernetes drops what no provisioner of its own knows
+    elif reference and not source:
+        spec["dataSource"] = dict(reference)
     for part in ("requests", "limits"):
         canonical(spec["resources"].get(part) or {}, "storage")
 

@@ -61,8 +61,8 @@ class Promises:
         if others + wanted > allowed:
             raise NoSpaceError(
                 f"The pool {self._pool} has promised {format_bytes(others)} of the {format_bytes(allowed)} that it may "
-                f"(overcommit {self._ratio:g}), so there is no room for {format_bytes(wanted)}: delete volumes, grow the "
-                "pool, or set its overcommit higher."
+                f"(overcommit {self._ratio:g}), so there is no room for {format_bytes(wanted)}: delete volumes, grow "
+                "the pool, or set its overcommit higher."
             )
 
     def forget(self, volume: str) -> None:

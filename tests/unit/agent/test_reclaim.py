@@ -189,7 +189,6 @@ def test_the_volume_is_made_as_the_class_says() -> None:
         ({"selector": {}}, {}, None),
         ({"selector": {"matchLabels": {"a": "b"}}}, {}, "claim Selector is not supported"),
         ({"volumeMode": "Block"}, {}, "volumeMode Block"),
-        ({"dataSource": {"kind": "PersistentVolumeClaim", "name": "x"}}, {}, "dataSource"),
         ({}, {"type": "gp2"}, "unknown parameters type"),
         ({}, {"mode": "rwx"}, "not octal"),
         ({}, {"inodes": "0"}, "not a positive number"),
