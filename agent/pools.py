@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from collections.abc import Callable, Mapping
@@ -13,6 +14,7 @@ import trio
 
 from agent.hazard import PATIENCE, Hazard, Recoveries
 from agent.steps import Step, no_step
+from agent.volumes.still import Still
 from fusevol.errors import FusevolError, NotFoundError, UnavailableError
 from fusevol.pool import Pool, PoolCapacity, Volume, VolumeRequest
 
@@ -166,20 +168,27 @@ class Pools:
         """Make a volume; the same request again finds it made."""
         return await self._locked(pool, request.id, lambda p: p.provision(request))
 
-    async def fill(self, pool: str, request: VolumeRequest, where: str, source: str, *, snapshot: bool) -> Volume:
+    async def fill(
+        self, pool: str, request: VolumeRequest, where: str, source: str, *, snapshot: bool, still: Still
+    ) -> Volume:
         """Make a volume that begins with what *source*, a volume or a snapshot of the pool *where*, has now.
 
-        The same request again finds it made.
+        The same request again finds it made. *still* is entered where the copy of a volume takes time.
         """
         async with self._lock(where, source):  # it must not go away meanwhile
             found = await self._place(where).run(lambda p: p.find_snapshot(source) if snapshot else p.volume(source))
             async with self._lock(pool, request.id):
-                return await self._place(pool).run_long(lambda p: p.provision(request, found))
+                at_once = snapshot or await self._place(pool).run(lambda p: p.clones_at_once(found))
+                async with contextlib.nullcontext(still) if at_once else still:
+                    return await self._place(pool).run_long(lambda p: p.provision(request, found, still.end))
 
-    async def snapshot(self, pool: str, volume: str, snapshot: str) -> Volume:
-        """Keep what a volume has now; the same again finds it kept."""
+    async def snapshot(self, pool: str, volume: str, snapshot: str, still: Still) -> Volume:
+        """Keep what a volume has now; the same again finds it kept. *still* is entered where that takes time."""
+        place = self._place(pool)
         async with self._lock(pool, volume):
-            return await self._place(pool).run_long(lambda p: p.snapshot(volume, snapshot))
+            at_once = await place.run(lambda p: p.snapshots_at_once(volume))
+            async with contextlib.nullcontext(still) if at_once else still:
+                return await place.run_long(lambda p: p.snapshot(volume, snapshot, copied=still.end))
 
     async def find_snapshot(self, pool: str, snapshot: str) -> Volume:
         """A snapshot. Raises :class:`NotFoundError` or :class:`CorruptError`."""

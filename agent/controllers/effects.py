@@ -153,7 +153,9 @@ class Effects:
         if source is None:
             return await self._pools.provision(pool, request)
         where, name = provisioning.parse_handle(source.handle)
-        return await self._pools.fill(pool, request, where, name, snapshot=source.kind == "snapshot")
+        return await self._pools.fill(
+            pool, request, where, name, snapshot=source.kind == "snapshot", still=self._mounter.still(where, name)
+        )
 
     async def _take_snapshot(self, content: Obj) -> None:
         """Take a content's snapshot, or find the one that it names, and tell in its status how that went."""
@@ -164,7 +166,11 @@ class Effects:
                 made = await self._pools.find_snapshot(pool, name)
             else:
                 pool, volume = provisioning.parse_handle(named["volumeHandle"])
-                made = await self._pools.snapshot(pool, volume, snapshots.snapshot_id(content))
+                still = self._mounter.still(pool, volume)
+                made = await self._pools.snapshot(pool, volume, snapshots.snapshot_id(content), still)
+                if still.passing_by:
+                    text = f"{still.passing_by} open files were being written directly: each is of a moment of its own."
+                    await self._events.warning(content, "SnapshotNotAtomic", text)
         except (FusevolError, OSError) as e:
             reason = f"Failed to create snapshot: {e}"
 

@@ -24,7 +24,8 @@ from agent.pools import Pools
 from agent.steps import Step, no_step
 from agent.supervisor import Supervisor
 from agent.volumes import places
-from agent.volumes.attachments import Attachment, Attachments
+from agent.volumes.attachments import Attachment, Attachments, mount_id
+from agent.volumes.still import Still
 from fusevol.errors import ConflictError, FusevolError, NotFoundError, UnavailableError
 from fusevol.pool import Volume
 from fusevol.server.spec import MountSpec, TransportChoice
@@ -353,6 +354,10 @@ class Mounter:
             return None
         inodes = usage.get("used_inodes")
         return int(usage["used_bytes"]), None if inodes is None else int(inodes)
+
+    def still(self, pool: str, volume: str) -> Still:
+        """A context in which nobody changes a volume's files through its mount."""
+        return Still(self._supervisor, mount_id(pool, volume))
 
     async def set_limits(self, pool: str, volume: str, name: str, capacity: int) -> None:
         """Raise a volume's limit on disk and, if it is mounted, in its server, which may keep it."""

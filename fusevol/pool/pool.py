@@ -49,6 +49,10 @@ def no_step(name: str) -> None:
     """The :data:`Step` of a pool that nobody interrupts."""
 
 
+def _nothing() -> None:
+    """For who need not know when something is copied."""
+
+
 class PoolCapacity(NamedTuple):
     """What a pool has. Bytes, and a count of volumes."""
 
@@ -122,11 +126,14 @@ class Pool:
 
     # volumes
 
-    def provision(self, request: VolumeRequest, source: Volume | None = None) -> Volume:
+    def provision(
+        self, request: VolumeRequest, source: Volume | None = None, copied: Callable[[], None] = _nothing
+    ) -> Volume:
         """Make a volume, durably; the same request again returns it.
 
         With *source*, a volume or a snapshot of this or of another pool, it begins with what that has. Where that takes
-        no instant (see the driver's capabilities), that nobody writes to it meanwhile is the caller's duty.
+        time (see :meth:`clones_at_once`), that nobody writes to it until *copied* is called is the caller's duty. What
+        *copied* raises undoes everything.
 
         Raises :class:`AlreadyExistsError` if it exists with another size, :class:`NoSpaceError`, and
         :class:`InvalidError`, also for less than *source* has.
@@ -144,11 +151,13 @@ class Pool:
                 backing = self.driver.make(data, limits)
                 data.chmod(request.mode)  # mkdir's mode is subject to the umask
                 sync_directory(data)
-            elif source.driver == self.driver.name and source.data.is_relative_to(self.path):
+            elif self._clones(source):
                 backing = self.driver.clone(source.data, source.backing, data, limits)
+                copied()
             else:
                 backing = self.driver.make(data, limits)
                 copying.copy_tree(source.data, data)
+                copied()
             if enforcer == "ledger":
                 self.driver.second_line(data, backing, Limits(request.capacity_bytes, request.inode_limit))
             return Volume.from_request(request, directory, quota=enforcer, driver=self.driver.name, backing=backing)
@@ -336,12 +345,29 @@ class Pool:
 
     # snapshots
 
-    def snapshot(self, volume: str, snapshot: str, labels: Mapping[str, str] | None = None) -> Volume:
+    def snapshots_at_once(self, volume: str) -> bool:
+        """Whether a snapshot of *volume* is of one moment, whatever is written meanwhile."""
+        return self._driver_of(self.volume(volume)).capabilities().snapshot == "instant"
+
+    def clones_at_once(self, source: Volume) -> bool:
+        """Whether a volume made of *source* has what that had at one moment, whatever is written meanwhile."""
+        return self._clones(source) and self.driver.capabilities().clone == "instant"
+
+    def _clones(self, source: Volume) -> bool:
+        return source.driver == self.driver.name and source.data.is_relative_to(self.path)
+
+    def snapshot(
+        self,
+        volume: str,
+        snapshot: str,
+        labels: Mapping[str, str] | None = None,
+        copied: Callable[[], None] = _nothing,
+    ) -> Volume:
         """Keep what *volume* has now as *snapshot*, durably; the same again returns it. It outlives the volume.
 
         It is described as a volume with the limits that *volume* has, and the label :data:`SNAPSHOT_OF`; nobody serves
-        it. Where it takes no instant (see the driver's capabilities), the caller sees to it that nobody writes
-        meanwhile.
+        it. Where it takes time (see :meth:`snapshots_at_once`), that nobody writes until *copied* is called is the
+        caller's duty; what *copied* raises undoes everything.
         Raises :class:`AlreadyExistsError` if that is a snapshot of another volume.
         """
         check_id(snapshot)
@@ -363,6 +389,7 @@ class Pool:
         def make(directory: Path) -> Volume:
             source = self.volume(volume)
             backing = self._driver_of(source).snapshot(source.data, source.backing, directory / DATA)
+            copied()
             return source.kept_as(snapshot, directory, backing, {**(labels or {}), SNAPSHOT_OF: volume})
 
         with place.explained(self.path, f"snapshot {snapshot}"):

@@ -52,6 +52,10 @@ log = logging.getLogger(__name__)
 _CACHE: Final[dict[str, CachePolicy]] = {"exclusive": CACHE_EXCLUSIVE, "shared": CACHE_SHARED, "none": CACHE_NONE}
 LEAVE: Final = signal.SIGUSR1
 """Asks a server to finish what it has begun and to end, so that another one can go on (see :meth:`Session.leave`)."""
+_LONGEST_HOLD: Final = 60
+"""Seconds for which requests may be held up."""
+_HOLD_PATIENCE: Final = 5.0
+"""Seconds that operations may take to end when requests are held up."""
 _FAREWELL: Final = 1.0
 """Seconds after SIGTERM in which the last users of an unmounted volume may let go of it."""
 
@@ -93,6 +97,8 @@ class Server:
             "usage": lambda _request: {"usage": self._usage()},
             "set-limits": self._set_limits,
             "drain": self._drain,
+            "hold": self._hold,
+            "release": self._release,
             "unmount": self._unmount,
         }
 
@@ -336,6 +342,23 @@ class Server:
         """Everything written so far is on disk when this returns."""
         self._fs.drain()
         return {"usage": self._usage()}
+
+    def _hold(self, request: Mapping[str, Any]) -> Answer:
+        """Hold requests up, for at most ``seconds``, until ``release``; ``held``: whether that worked.
+
+        ``passing_by``: open files whose data does not come here, and is not held up.
+        """
+        seconds = request.get("seconds")
+        if not isinstance(seconds, int | float) or not 0 < seconds <= _LONGEST_HOLD:
+            raise RequestError(f"Requests can be held up for up to {_LONGEST_HOLD} seconds, not {seconds!r}.")
+        assert self._session is not None  # noqa: S101  # the socket answers from when there is one
+        held = self._session.hold(min(_HOLD_PATIENCE, seconds), seconds)
+        return {"held": held, "passing_by": self._session.passing_by}
+
+    def _release(self, _request: Mapping[str, Any]) -> Answer:
+        """Let requests through again; ``held``: whether all were held up until now."""
+        assert self._session is not None  # noqa: S101  # as above
+        return {"held": self._session.release()}
 
     def _unmount(self, request: Mapping[str, Any]) -> Answer:
         try:

@@ -44,6 +44,16 @@ class Session(Protocol):
     def serve(self, ready: Callable[[], None]) -> Ending:
         """Answer requests until the mount is gone, or left. *ready* is called once the mount is usable."""
 
+    def hold(self, patience: float, limit: float) -> bool:
+        """Hold requests up; see :class:`fusevol.transport.gate.Gate`."""
+
+    def release(self) -> bool:
+        """Let requests through again; whether they were held up until now."""
+
+    @property
+    def passing_by(self) -> int:
+        """How many files are open whose data the kernel reads and writes past this server."""
+
     def leave(self) -> None:
         """Finish what was begun and let another process go on, if it can; from any thread. It may take too long: then
         this session goes on."""

@@ -32,6 +32,7 @@ from functools import partial
 from time import perf_counter, sleep
 from typing import Final
 
+from fusevol.transport.gate import Gate
 from fusevol.transport.hangs import LOOK, Hangs, Request
 
 log = logging.getLogger(__name__)
@@ -105,6 +106,7 @@ class Crew(ABC):
         self._alarm = threading.Semaphore(0)
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._failures = 0
+        self.gate = Gate()
         self._hangs = hangs
         hangs.follow(self._requests)
 
@@ -179,6 +181,10 @@ class Crew(ABC):
         """*worker* carries out a request from here on: another thread may read."""
         worker.serial += 1
         worker.loose = True
+        while self.gate.shut:  # looked at after it was said: who shuts it looks in the other order
+            worker.loose = False
+            self.gate.stand()
+            worker.loose = True
         if not self._armed:
             self._armed = True
             self._alarm.release()
@@ -186,6 +192,9 @@ class Crew(ABC):
     def lead(self) -> None:
         """Be the leader, or wait until made one. Raises :class:`ClosedResourceError` if the thread is to end."""
         worker: Worker = self._local.worker
+        if self.gate.shut:
+            worker.loose = False
+            self.gate.left()
         with self._mutex:
             worker.loose = False
             if self._closing:
@@ -236,6 +245,7 @@ class Crew(ABC):
 
     def close(self) -> None:
         """Let every thread finish its request and end. For any thread."""
+        self.gate.open()
         with self._mutex:
             self._closing = True
             waiting, self._waiting = self._waiting, []

@@ -397,6 +397,19 @@ class Session:
         pump = self._pump
         return {"under_way": pump.under_way, "threads": pump.threads, "threads_peak": pump.peak}
 
+    def hold(self, patience: float, limit: float) -> bool:
+        """Hold requests up; see :class:`Gate`."""
+        return self._pump.gate.hold(lambda: self._pump.under_way, patience, limit)
+
+    def release(self) -> bool:
+        """Let requests through again; whether they were held up until now."""
+        return self._pump.gate.open()
+
+    @property
+    def passing_by(self) -> int:
+        """How many files are open whose data passes this server by: none."""
+        return 0
+
     def serve(self, ready: Callable[[], None]) -> Ending:
         """Answer requests until the session is over; *ready* is called once the mount is usable."""
         self._adapter.on_init = ready

@@ -213,7 +213,8 @@ class Session:
         # beside rings it has little to do, and spinning would keep them from their CPU
         seldom, spin_us = self._rings is not None, options.spin_us if self._rings is None else 0
         self._reader = Reader(connection, operations, replay, hangs, spin_us=spin_us, seldom=seldom)
-        if seldom:
+        if self._rings is not None:
+            self._reader.gate = self._rings.gate
             os.set_blocking(connection.fd, False)
         fs.sweep = self._reader.sweep if seldom else self._reader.hand_over
         self._resumed = lever is None
@@ -318,13 +319,29 @@ class Session:
         """What goes on, for a status."""
         rings = self._rings
         return {
-            "under_way": self._reader.under_way + (rings.under_way if rings is not None else 0),
+            "under_way": self._under_way(),
             "threads": self._reader.threads + (rings.threads if rings is not None else 0),
             "threads_peak": self._reader.peak,
             "protocol": f"{p.MAJOR}.{self._connection.agreed.minor}",
             "features": self._connection.agreed.names(),
             "backing_ids": len(self._passthrough) if self._passthrough is not None else 0,
         }
+
+    def _under_way(self) -> int:
+        return self._reader.under_way + (self._rings.under_way if self._rings is not None else 0)
+
+    def hold(self, patience: float, limit: float) -> bool:
+        """Hold requests up; see :class:`Gate`."""
+        return self._reader.gate.hold(self._under_way, patience, limit)
+
+    def release(self) -> bool:
+        """Let requests through again; whether they were held up until now."""
+        return self._reader.gate.open()
+
+    @property
+    def passing_by(self) -> int:
+        """How many files are open whose data the kernel reads and writes past this server."""
+        return len(self._passthrough) if self._passthrough is not None else 0
 
     def serve(self, ready: Callable[[], None]) -> Ending:
         """Answer requests until the session is over, or left; *ready* is called once the mount is usable."""

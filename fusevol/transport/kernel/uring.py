@@ -35,6 +35,7 @@ from time import monotonic, sleep
 from typing import Final, Self
 
 from fusevol.errors import UnavailableError
+from fusevol.transport.gate import Gate
 from fusevol.transport.hangs import LOOK, Hangs, Request
 from fusevol.transport.kernel import protocol as p
 from fusevol.transport.kernel.asking import Askers
@@ -204,6 +205,7 @@ class Rings:
         self._alarm = threading.Semaphore(0)
         self._allowed = os.sched_getaffinity(0)
         self._askers = Askers(mountpoint)
+        self.gate = Gate()
         self._hangs = hangs
         hangs.follow(self._requests)
 
@@ -375,8 +377,14 @@ class Rings:
             if not self._armed:
                 self._armed = True
                 self._alarm.release()
+            while self.gate.shut:  # looked at after it was said: who shuts it looks in the other order
+                slot.busy = 0.0
+                self.gate.stand()
+                slot.busy = monotonic()
             carry_out(slot, commit)
             slot.busy = 0.0
+            if self.gate.shut:
+                self.gate.left()
             ring.push(fd, _COMMIT_AND_FETCH, iovecs, commit, queue)
             pending = 1
 
