@@ -13,6 +13,8 @@ from typing import Any, Literal, Self, cast, get_args
 from agent.patience import DEFAULT, Patience
 from fusevol.errors import InvalidError, UsageError
 from fusevol.objects import share
+from fusevol.pool import drivers
+from fusevol.pool.promises import check_ratio
 from fusevol.server.spec import TransportChoice
 
 DEFAULT_FILE = Path("/etc/fusevol/agent.yaml")
@@ -36,6 +38,17 @@ _TRANSPORTS: tuple[str, ...] = get_args(TransportChoice)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PoolSettings:
+    """Where a pool is, and how it is used."""
+
+    path: Path
+    driver: str | None = None
+    """What makes its volumes (``fusevol.pool.drivers``); ``None``: what fits its filesystem."""
+    overcommit: float | None = None
+    """How many times its size may be promised to volumes; ``None``: as much as is asked for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """What one agent is told. Paths are absolute."""
 
@@ -44,7 +57,7 @@ class Config:
     run_dir: Path = DEFAULT_RUN_DIR
     """Sockets and process records; may be gone after a reboot."""
     socket: Path = DEFAULT_RUN_DIR / "agent.sock"
-    pools: Mapping[str, Path]
+    pools: Mapping[str, PoolSettings]
     """Where volumes live, by the pool's name."""
     provisioners: tuple[str, ...] = (PROVISIONER, *ALIASES)
     """Provisioner names that are served; the first one is written into new volumes."""
@@ -140,21 +153,43 @@ def _strings(text: Mapping[str, Any], key: str) -> list[str]:
     return value
 
 
-def _pools(flag: str | None, from_file: object, state_dir: Path) -> dict[str, Path]:
+def _pools(flag: str | None, from_file: object, state_dir: Path) -> dict[str, PoolSettings]:
     if flag:
         pairs = [p.partition("=") for p in flag.split(",") if p]
         if not all(eq and path for _, eq, path in pairs):
             raise UsageError(f'"{flag}" does not name a pool: write NAME=DIR.')
-        found = {name: path for name, _, path in pairs}
+        found = {name: PoolSettings(path=Path(path).absolute()) for name, _, path in pairs}
     elif from_file is None:
-        found = {"default": str(state_dir / "pools" / "default")}
-    elif isinstance(from_file, dict) and all(isinstance(v, str) for v in from_file.values()):
-        found = {str(k): v for k, v in from_file.items()}
+        found = {"default": PoolSettings(path=(state_dir / "pools" / "default").absolute())}
+    elif isinstance(from_file, dict):
+        found = {str(name): _pool(str(name), value) for name, value in from_file.items()}
     else:
         raise UsageError("In the configuration, pools must map names to directories.")
     for name in found:
         check_pool_name(name)
-    return {name: Path(path).absolute() for name, path in found.items()}
+    return found
+
+
+def _pool(name: str, value: object) -> PoolSettings:
+    """A directory, or a mapping with ``path``, ``driver`` and ``overcommit``."""
+    fields = {"path": value} if isinstance(value, str) else value
+    if not isinstance(fields, dict) or not isinstance(fields.get("path"), str):
+        raise UsageError(f"In the configuration, the pool {name} must be a directory, or a mapping with a path.")
+    if unknown := sorted(str(k) for k in set(fields) - {"path", "driver", "overcommit"}):
+        raise UsageError(f"In the configuration, the pool {name} has unknown keys: {', '.join(unknown)}.")
+    driver, ratio = fields.get("driver"), fields.get("overcommit")
+    if driver is not None and driver not in drivers.names():
+        raise UsageError(
+            f'In the configuration, the pool {name} has the unknown driver "{driver}": choose one of '
+            f"{', '.join(drivers.names())}."
+        )
+    if ratio is not None and (isinstance(ratio, bool) or not isinstance(ratio, int | float)):
+        raise UsageError(f"In the configuration, the overcommit of the pool {name} must be a number, such as 1.0.")
+    return PoolSettings(
+        path=Path(fields["path"]).absolute(),
+        driver=driver,
+        overcommit=None if ratio is None else check_ratio(float(ratio)),
+    )
 
 
 def check_pool_name(name: str) -> None:

@@ -35,6 +35,7 @@ from agent.hangs import HangWatch
 from agent.hazard import Hazards, Recoveries
 from agent.keeper import KeeperLink
 from agent.notify import notify
+from agent.poolbook import PoolBook
 from agent.pools import Pools
 from agent.shares import Shares
 from agent.steps import Step, no_step
@@ -74,7 +75,13 @@ async def serve(config: Config, *, step: Step = no_step) -> None:
             if config.io_uring == "on":
                 _switch_on_io_uring()
             recoveries = Recoveries()
-            pools = await Pools.open(config.pools, patience=config.patience.give_up, recoveries=recoveries, step=step)
+            pools = await Pools.open(
+                config.pools,
+                book=PoolBook(config.state_dir),
+                patience=config.patience.give_up,
+                recoveries=recoveries,
+                step=step,
+            )
             store = Store.open(config.state_dir / "agent.db")
             try:
                 with _single_error():

@@ -4,19 +4,31 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import threading
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 from weakref import WeakValueDictionary
 
 import trio
 
+from agent.config import PoolSettings
 from agent.hazard import PATIENCE, Hazard, Recoveries
+from agent.poolbook import Order, PoolBook
 from agent.steps import Step, no_step
 from agent.volumes.still import Still
-from fusevol.errors import FusevolError, NotFoundError, UnavailableError
+from fusevol.errors import (
+    AlreadyExistsError,
+    ConflictError,
+    FusevolError,
+    InvalidError,
+    NotFoundError,
+    UnavailableError,
+)
 from fusevol.pool import Pool, PoolCapacity, Volume, VolumeRequest
+from fusevol.pool.drivers import Capabilities
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -39,22 +51,28 @@ class _Place:
     def __init__(
         self,
         name: str,
-        path: Path,
+        settings: PoolSettings,
         patience: float,
         recoveries: Recoveries | None,
         step: Step,
         mounted: Mounted | None = None,
+        *,
+        made: bool = False,
     ) -> None:
+        """*made*: `fusevol pool create` has made it."""
         self.name = name
-        self.path = path
+        self.settings = settings
+        self.path = settings.path
+        self.made = made
         self._mounted = mounted
         self._step = step
-        self._hazard = Hazard(f'The pool "{name}" ({path})', patience=patience, recoveries=recoveries)
+        self._hazard = Hazard(f'The pool "{name}" ({self.path})', patience=patience, recoveries=recoveries)
         self._pool: Pool | None = None
         self._opening = threading.Lock()
         self.discarded = trio.Event()
         """Set when something was put into the trash."""
         self.discarded.set()
+        self.closing = trio.CancelScope()
 
     async def run(self, action: Callable[[Pool], T]) -> T:
         """The result of *action*. Raises what it raises, and :class:`UnavailableError` while the pool hangs."""
@@ -70,9 +88,23 @@ class _Place:
                 self._pool.close()  # what it has open is on a mount that is no more
                 self._pool = None
             if self._pool is None:
-                self._pool = Pool.open(self.path, self.name, create=True, step=self._step)
+                self._pool = Pool.open(
+                    self.path,
+                    self.name,
+                    create=True,
+                    step=self._step,
+                    driver=self.settings.driver,
+                    overcommit=self.settings.overcommit,
+                )
                 self._pool.sweep()
             return self._pool
+
+    def close(self) -> None:
+        """Let go of it, in the thread of an action."""
+        with self._opening:
+            if self._pool is not None:
+                self._pool.close()
+                self._pool = None
 
     async def open(self) -> None:
         """Open or create the pool, and clear away what died half-made in it; one that hangs is opened later."""
@@ -84,6 +116,10 @@ class _Place:
 
     async def empty_trash(self) -> None:
         """Delete what is in the trash, for ever, whenever something is put there."""
+        with self.closing:
+            await self._empty_trash()
+
+    async def _empty_trash(self) -> None:
         while True:
             await self.discarded.wait()
             self.discarded = trio.Event()
@@ -98,13 +134,21 @@ class Pools:
     """All pools by name."""
 
     def __init__(
-        self, places: Mapping[str, _Place], patience: float, recoveries: Recoveries | None, step: Step
+        self,
+        places: Mapping[str, _Place],
+        book: PoolBook | None,
+        patience: float,
+        recoveries: Recoveries | None,
+        step: Step,
     ) -> None:
         """Use :meth:`open`."""
         self._places = dict(places)
+        self._book = book
         self._patience = patience
         self._recoveries = recoveries
         self._step = step
+        self._changing = trio.Lock()
+        """Held while a pool is made or deleted."""
         self._nursery: trio.Nursery | None = None
         """Where trash is emptied."""
         self._locks: WeakValueDictionary[tuple[str, str], trio.Lock] = WeakValueDictionary()
@@ -112,37 +156,136 @@ class Pools:
     @classmethod
     async def open(
         cls,
-        paths: Mapping[str, Path],
+        settings: Mapping[str, PoolSettings],
         *,
+        book: PoolBook | None = None,
         patience: float = PATIENCE,
         recoveries: Recoveries | None = None,
         step: Step = no_step,
     ) -> Pools:
-        """Open or create the pools. One that does not answer within *patience* seconds is opened when it does."""
-        places = {name: _Place(name, path, patience, recoveries, step) for name, path in paths.items()}
+        """Open or create the pools of the configuration, and open those of *book*.
+
+        One that does not answer within *patience* seconds is opened when it does. One of *book* that cannot be opened
+        is tried again whenever something is wanted of it, and refuses that with the reason. Raises what another one
+        raises.
+        """
+
+        places = {name: _Place(name, found, patience, recoveries, step) for name, found in settings.items()}
+        for record in book.read() if book is not None else []:
+            if record.name in places:
+                log.warning("The pool %s of the configuration hides the one that was created.", record.name)
+            elif book is not None:
+                mounted = book.pool(record)
+                places[record.name] = _Place(
+                    record.name, mounted.settings, patience, recoveries, step, mounted, made=True
+                )
         failures: list[FusevolError] = []
 
         async def open_one(place: _Place) -> None:
             try:
                 await place.open()
             except FusevolError as e:
-                failures.append(e)
+                if place.made:
+                    log.warning("The pool %s cannot be used: %s", place.name, e)
+                else:
+                    failures.append(e)
 
         async with trio.open_nursery() as nursery:
             for place in places.values():
                 nursery.start_soon(open_one, place)
         if failures:
             raise failures[0]
-        return cls(places, patience, recoveries, step)
+        return cls(places, book, patience, recoveries, step)
 
     def attach(self, name: str, mounted: Mounted) -> None:
         """Have another pool from now on, which is mounted and made when something is done with it first."""
         if name in self._places:
             return
-        place = _Place(name, mounted.pool, self._patience, self._recoveries, self._step, mounted)
+        place = _Place(name, PoolSettings(path=mounted.pool), self._patience, self._recoveries, self._step, mounted)
         self._places[name] = place
         if self._nursery is not None:
             self._nursery.start_soon(place.empty_trash)
+
+    async def create(self, order: Order) -> None:
+        """Make a pool. Raises :class:`AlreadyExistsError`, and what :meth:`PoolBook.make` and opening it raise."""
+        book = self._own_book()
+        async with self._changing:
+            record = order.record
+            if record.name in self._places:
+                raise AlreadyExistsError(f'There is a pool "{record.name}" already: choose another name.')
+            place = book.settings(record).path
+            for other in self._places.values():
+                if place == other.path:
+                    raise AlreadyExistsError(f'The pool "{other.name}" is at {place}: choose another directory.')
+            record = await trio.to_thread.run_sync(book.make, order)
+            mounted = book.pool(record)
+            made = _Place(
+                record.name, mounted.settings, self._patience, self._recoveries, self._step, mounted, made=True
+            )
+            try:
+                await made.run(lambda _pool: None)
+            except BaseException:
+                with trio.CancelScope(shield=True):
+                    await trio.to_thread.run_sync(book.remove, record)
+                raise
+            self._places[record.name] = made
+            if self._nursery is not None:
+                self._nursery.start_soon(made.empty_trash)
+
+    async def grow(self, name: str, size: int | None) -> None:
+        """Make a pool larger while it is in use; *size* in bytes, for an image."""
+        place = self._place(name)
+        book = self._own_book()
+        record = book.find(name) if place.made else None
+        if record is None:
+            raise InvalidError(f"The pool {name} is of the configuration: make its filesystem larger by its own means.")
+        async with self._changing:
+            await place.run_long(lambda _pool: book.grow(record, size))
+
+    async def remove(self, name: str) -> None:
+        """Delete a pool that has no volumes. Raises :class:`ConflictError` while there is something in it."""
+        place = self._place(name)
+        book = self._own_book()
+        record = book.find(name) if place.made else None
+        if record is None:
+            raise InvalidError(f"The pool {name} is of the configuration: take it out there.")
+        async with self._changing:
+            if record.made:
+                await place.run(partial(_check_empty, name))
+            place.closing.cancel()
+
+            def let_go() -> None:
+                place.close()
+                book.remove(record)
+
+            try:
+                await trio.to_thread.run_sync(let_go)
+            except BaseException:
+                place.closing = trio.CancelScope()
+                if self._nursery is not None:
+                    self._nursery.start_soon(place.empty_trash)
+                raise
+            del self._places[name]
+
+    def _own_book(self) -> PoolBook:
+        if self._book is None:
+            raise InvalidError("This agent keeps no pools of its own: name them in its configuration.")
+        return self._book
+
+    def describe(self, name: str) -> dict[str, Any]:
+        """What is known of a pool without asking it. Raises :class:`NotFoundError`, :class:`CorruptError`."""
+        place = self._place(name)
+        found: dict[str, Any] = {
+            "name": name, "path": str(place.path), "overcommit": place.settings.overcommit, "made": place.made
+        }  # fmt: skip
+        record = self._book.find(name) if self._book is not None and place.made else None
+        if record is not None:
+            found["source"] = {"kind": record.kind, "place": record.place, "fs": record.fs, "uuid": record.uuid}
+        return found
+
+    async def capabilities(self, name: str) -> tuple[str, Capabilities]:
+        """A pool's driver and what it can do now."""
+        return await self._place(name).run(lambda p: (p.driver.name, p.driver.capabilities()))
 
     @property
     def names(self) -> list[str]:
@@ -254,7 +397,7 @@ class Pools:
         async with trio.open_nursery() as self._nursery:
             for place in self._places.values():
                 self._nursery.start_soon(place.empty_trash)
-            await trio.sleep_forever()
+            await trio.sleep_forever()  # a pool may come
 
     async def _locked(self, pool: str, volume: str, action: Callable[[Pool], T]) -> T:
         place = self._place(pool)
@@ -267,3 +410,16 @@ class Pools:
         if lock is None:
             lock = self._locks[pool, volume] = trio.Lock()
         return lock
+
+
+def _check_empty(name: str, pool: Pool) -> None:
+    for what, found in (("volume", pool.volumes()), ("snapshot", pool.snapshots())):
+        if found:
+            raise ConflictError(
+                f"The pool {name} has {len(found)} {what}{'s' if len(found) > 1 else ''} ({found[0].id}): "
+                "delete them first."
+            )
+    if pool.trashed():
+        raise ConflictError(f"The trash of the pool {name} is being emptied: try again in a moment.")
+    if left := os.listdir(pool.path / "volumes"):
+        raise ConflictError(f"The pool {name} has something that is no volume ({left[0]}): see `fusevol pool check`.")

@@ -17,12 +17,14 @@ from agent.api.resources import Resources
 from agent.api.status import body, failure, guarded
 from agent.controllers.provisioning import handle_of, parse_handle
 from agent.events import Recorder
+from agent.poolbook import Order
 from agent.pools import Pools
 from agent.store import Store
 from agent.supervisor import Supervisor
 from agent.volumes.attachments import mount_id
 from agent.volumes.byhand import ByHand
 from agent.volumes.mounter import Mounter
+from fusevol import quantity
 from fusevol.errors import FusevolError, InvalidError, NotFoundError
 
 Obj = dict[str, Any]
@@ -55,7 +57,10 @@ class Api:
             ("/v1/servers/{name}", self.server, "GET"),
             ("/v1/upgrade", self.upgrade, "POST"),
             ("/v1/pools", self.pools, "GET"),
+            ("/v1/pools", self.create_pool, "POST"),
             ("/v1/pools/{name}", self.pool, "GET"),
+            ("/v1/pools/{name}", self.delete_pool, "DELETE"),
+            ("/v1/pools/{name}/grow", self.grow_pool, "POST"),
             ("/v1/pools/{name}/check", self.check, "POST"),
             ("/v1/mounts", self.mounts, "GET"),
             ("/v1/mounts", self.mount, "POST"),
@@ -158,7 +163,7 @@ class Api:
             try:
                 found[name] = await self._describe(name)
             except FusevolError as e:
-                found[name] = {"name": name, "path": str(self._pools.path(name)), "error": e.message}
+                found[name] = {**self._pools.describe(name), "error": e.message}
 
         async with trio.open_nursery() as nursery:
             for name in self._pools.names:
@@ -173,8 +178,33 @@ class Api:
         return JSONResponse(described)
 
     async def _describe(self, name: str) -> Obj:
-        path = str(self._pools.path(name))
-        return {"name": name, "path": path, "capacity": _plain(await self._pools.capacity(name))}
+        driver, able = await self._pools.capabilities(name)
+        return {
+            **self._pools.describe(name),
+            "driver": driver,
+            "capabilities": _plain(able),
+            "capacity": _plain(await self._pools.capacity(name)),
+        }
+
+    async def create_pool(self, request: Request) -> Response:
+        """Make a pool: in a directory, on a device, in an image file."""
+        order = Order.parse(await body(request))
+        await self._pools.create(order)
+        return JSONResponse(await self._describe(order.record.name), status_code=201)
+
+    async def grow_pool(self, request: Request) -> Response:
+        """Make a pool larger."""
+        name, given = request.path_params["name"], await body(request)
+        size = None if given.get("size") is None else quantity.parse(str(given["size"]))
+        await self._pools.grow(name, size)
+        return JSONResponse(await self._describe(name))
+
+    async def delete_pool(self, request: Request) -> Response:
+        """Delete a pool that has no volumes."""
+        await body(request)
+        name = request.path_params["name"]
+        await self._pools.remove(name)
+        return JSONResponse({"name": name})
 
     async def check(self, request: Request) -> Response:
         """Look for damage in a pool."""

@@ -16,7 +16,7 @@ def command(options: Namespace) -> int:
     """Examine, and print a table or JSON. Exit code 1 if something is missing without which nothing works."""
     given = {"state_dir": options.state_dir, "pool": ",".join(options.pools) or None}
     config = Config.load(options.config, {k: v for k, v in given.items() if v is not None})
-    found = examine(config.pools)
+    found = examine({name: pool.path for name, pool in config.pools.items()})
     healthy = findings.all_needed(found)
     if options.output == "json":
         print(json.dumps({"ok": healthy, "checks": findings.as_objects(found)}, indent=2))

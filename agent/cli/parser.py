@@ -239,11 +239,29 @@ def _pool(commands: _Commands) -> None:
         commands,
         "pool",
         "pools",
-        "look at the pools of storage",
-        "  fusevol pool show\n  fusevol pool show default\n  fusevol pool check",
+        "make, grow, delete and look at the pools of storage",
+        "  fusevol pool show\n  fusevol pool show default\n  fusevol pool check\n"
+        "  fusevol pool create fast --device /dev/nvme1n1 --fs xfs\n"
+        "  fusevol pool create quick --image /srv/quick.img --size 50Gi --overcommit 1.5\n"
+        "  fusevol pool create shared --path /mnt/nfs/fusevol\n"
+        "  fusevol pool grow quick --size 80Gi\n  fusevol pool delete quick",
     )
-    parser.add_argument("action", choices=["show", "check"], help="show: capacity and volumes; check: find damage")
-    parser.add_argument("pool", nargs="?", metavar="NAME", help="only this pool")
+    parser.add_argument(
+        "action",
+        choices=["show", "check", "create", "grow", "delete"],
+        help="show: capacity and volumes; check: find damage; create, grow, delete: one pool",
+    )
+    parser.add_argument("pool", nargs="?", metavar="NAME", help="which pool (show, check: only this one)")
+    where = parser.add_argument_group("create")
+    where.add_argument("--path", metavar="DIR", help="in a directory, empty or of a pool, of whatever filesystem")
+    where.add_argument("--device", metavar="DEV", help="on a block device, which is formatted if it holds nothing")
+    where.add_argument("--image", metavar="FILE", help="in a file of --size, which is made if it is missing")
+    where.add_argument("--size", metavar="SIZE", help="of the image file, such as 50Gi (create, grow)")
+    where.add_argument("--fs", metavar="FS", help="xfs or btrfs (default: btrfs: its snapshots are instant)")
+    where.add_argument("--force", action="store_true", help="format even what holds data: that is destroyed")
+    where.add_argument("--simple-quotas", action="store_true", help="btrfs: cheaper quotas, clones count as nothing")
+    where.add_argument("--driver", metavar="NAME", help="how volumes are made (default: what fits the filesystem)")
+    where.add_argument("--overcommit", type=float, metavar="X", help="promise at most X times the pool's size")
 
 
 def _run(commands: _Commands) -> None:

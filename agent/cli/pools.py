@@ -1,20 +1,28 @@
-"""``fusevol pool show|check``."""
+"""``fusevol pool show|check|create|grow|delete``."""
 
 from __future__ import annotations
 
 from argparse import Namespace
+from pathlib import Path
 from typing import Any
 
 from agent.cli import listings, output
 from agent.client import Client, path_of
-from fusevol.errors import EXIT_FAILED, EXIT_OK
+from fusevol.errors import EXIT_FAILED, EXIT_OK, UsageError
 
 Obj = dict[str, Any]
 
 
+_LONG = 1800.0
+"""Seconds that formatting or growing may take."""
+
+
 def command(options: Namespace) -> int:
-    """Show capacity and volumes of the pools, or look for damage (exit code 1 when there is some)."""
+    """Show, make, grow or delete pools, or look for damage (exit code 1 when there is some)."""
     client = Client(options.socket)
+    if options.action in {"create", "grow", "delete"}:
+        _change(client, options)
+        return EXIT_OK
     if options.action == "show":
         if options.pool:
             _show(client.request("GET", path_of("pools", options.pool)))
@@ -25,10 +33,43 @@ def command(options: Namespace) -> int:
     return _check(client, names)
 
 
+def _change(client: Client, options: Namespace) -> None:
+    name = options.pool
+    if not name:
+        raise UsageError(f"Name the pool: `fusevol pool {options.action} NAME`.")
+    if options.action == "delete":
+        client.request("DELETE", path_of("pools", name), timeout=_LONG)
+        print(f"pool/{name} deleted")
+        return
+    if options.action == "grow":
+        size = {"size": options.size} if options.size else {}
+        grown = client.request("POST", path_of("pools", name, "grow"), size, timeout=_LONG)
+        print(f"pool/{name} grown to {output.size(grown['capacity']['total'])}")
+        return
+    wanted = {
+        "name": name,
+        "size": options.size,
+        "fs": options.fs,
+        "driver": options.driver,
+        "overcommit": options.overcommit,
+        "force": options.force or None,
+        "simpleQuotas": options.simple_quotas or None,
+    }
+    for kind in ("path", "device", "image"):
+        if place := getattr(options, kind):
+            wanted[kind] = str(Path(place).absolute())
+    made = client.request("POST", path_of("pools"), {k: v for k, v in wanted.items() if v is not None}, timeout=_LONG)
+    print(f"pool/{name} created ({made['driver']}, {output.size(made['capacity']['available'])} available)")
+
+
 def _show(pool: Obj) -> None:
     capacity = pool.get("capacity") or {}
     print(f"Name:         {pool.get('name')}")
     print(f"Path:         {pool.get('path')}")
+    source = pool.get("source") or {}
+    if source.get("fs"):
+        print(f"On:           {source['kind']} {source['place']} ({source['fs']} {source['uuid']})")
+    _show_driver(pool)
     print(f"Total:        {output.size(capacity.get('total'))}")
     print(f"Available:    {output.size(capacity.get('available'))}")
     print(f"Provisioned:  {output.size(capacity.get('provisioned'))}")
@@ -41,6 +82,18 @@ def _show(pool: Obj) -> None:
             [str(v.get("id")), output.size(v.get("capacity_bytes")), str(v.get("quota")), _owner(v)] for v in volumes
         ]
         print("\n" + output.table(["VOLUME", "CAPACITY", "QUOTA", "OWNER"], rows))
+
+
+def _show_driver(pool: Obj) -> None:
+    able = pool.get("capabilities") or {}
+    kept = [what for what in ("bytes", "inodes") if able.get(f"quota_{what}")]
+    print(f"Driver:       {pool.get('driver')}")
+    print(f"Limits:       {' and '.join(kept) + ' by the kernel' if kept else 'by the ledger'}")
+    print(f"Snapshots:    {able.get('snapshot')}; clones: {able.get('clone')}")
+    if pool.get("overcommit") is not None:
+        print(f"Overcommit:   {pool['overcommit']:g}")
+    if able.get("remark"):
+        print(f"Remark:       {able['remark']}")
 
 
 def _owner(volume: Obj) -> str:

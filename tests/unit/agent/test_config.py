@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from agent.api.listener import listen
-from agent.config import Config
+from agent.config import Config, PoolSettings
 from fusevol.errors import FusevolError, UnavailableError, UsageError
 
 
@@ -27,7 +27,7 @@ def test_flags_go_over_the_environment_over_the_file(tmp_path: Path, monkeypatch
     config = Config.load(file, {"state_dir": "/d", "pool": "x=/p,y=/q"})
 
     assert (config.state_dir, config.run_dir, config.socket) == (Path("/d"), Path("/c"), Path("/c/agent.sock"))
-    assert config.pools == {"x": Path("/p"), "y": Path("/q")}
+    assert config.pools == {"x": PoolSettings(path=Path("/p")), "y": PoolSettings(path=Path("/q"))}
     assert (config.log_level, config.provisioners) == ("debug", ("fusevol.io/fusevol", "ceph.com/cephfs"))
 
 
@@ -35,7 +35,32 @@ def test_the_default_pool_is_below_the_state_directory(tmp_path: Path) -> None:
     """Nothing configured: one pool that is called default."""
     (tmp_path / "empty.yaml").touch()
 
-    assert Config.load(tmp_path / "empty.yaml", {"state-dir": "/s"}).pools == {"default": Path("/s/pools/default")}
+    pools = Config.load(tmp_path / "empty.yaml", {"state-dir": "/s"}).pools
+
+    assert pools == {"default": PoolSettings(path=Path("/s/pools/default"))}
+
+
+def test_pools_with_settings(tmp_path: Path) -> None:
+    """A pool is a directory, or a mapping that says more."""
+    file = tmp_path / "agent.yaml"
+    file.write_text("pools:\n  a: /a\n  b: {path: /b, driver: plain, overcommit: 2}\n")
+
+    assert Config.load(file).pools == {
+        "a": PoolSettings(path=Path("/a")),
+        "b": PoolSettings(path=Path("/b"), driver="plain", overcommit=2.0),
+    }
+
+
+@pytest.mark.parametrize(
+    "pool", ["{driver: plain}", "3", "{path: /b, driver: zfs}", "{path: /b, over: 1}", "{path: /b, overcommit: much}"]
+)
+def test_bad_pool_settings(tmp_path: Path, pool: str) -> None:
+    """What cannot be understood of a pool is refused in a sentence that names it."""
+    file = tmp_path / "agent.yaml"
+    file.write_text(f"pools:\n  b: {pool}\n")
+
+    with pytest.raises(UsageError, match=r"the pool b .*\.$"):
+        Config.load(file)
 
 
 @pytest.mark.parametrize(
