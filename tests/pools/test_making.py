@@ -6,6 +6,7 @@ import contextlib
 import errno
 import json
 import os
+import signal
 import struct
 import subprocess
 from collections.abc import Iterator
@@ -76,7 +77,7 @@ def device(workdir: Path) -> Iterator[Path]:
 
 
 def test_image(agent: Agent, workdir: Path) -> None:
-    """A pool in an image: limits by the kernel, passthrough, growth online, there again after a restart, deleted."""
+    """A pool in an image: limits by the kernel, whoever dies; passthrough, growth online, a restart, deletion."""
     image = workdir / "pool.img"
     said = agent.ok("pool", "create", "quick", "--image", str(image), "--size", "256Mi")
     found = show(agent, "quick")
@@ -91,6 +92,10 @@ def test_image(agent: Agent, workdir: Path) -> None:
     with pytest.raises(OSError, match="quota exceeded") as caught:
         (target / "file").write_bytes(bytes(17 * MIB))
     assert caught.value.errno == errno.EDQUOT
+    os.kill(server["pid"], signal.SIGKILL)
+    assert os.statvfs(target).f_blocks * 4096 == 16 * MIB
+    (again,) = agent.client.request("GET", "/v1/servers")["items"]
+    assert (again["pid"] != server["pid"], again["usage"]["limit_bytes"]) == (True, 16 * MIB)
     agent.apply(claim("quick", "24Mi"))
     assert eventually(lambda: os.statvfs(target).f_blocks * 4096 == 24 * MIB, 20)
     (target / "file").write_bytes(b"x" * 20 * MIB)
