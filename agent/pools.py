@@ -45,6 +45,10 @@ class Mounted(Protocol):
         """See to it that it is mounted; whether it had to be mounted now. Raises a :class:`FusevolError`."""
 
 
+class NotMountedError(UnavailableError):
+    """A pool cannot be mounted, so nothing hangs there and nothing is done."""
+
+
 class _Place:
     """One pool. It is opened by whatever is done with it first: it may not have answered at the start."""
 
@@ -84,7 +88,7 @@ class _Place:
 
     def _opened(self) -> Pool:
         with self._opening:
-            if self._mounted is not None and self._mounted.renew() and self._pool is not None:
+            if self._mounted is not None and self._renewed(self._mounted) and self._pool is not None:
                 self._pool.close()  # what it has open is on a mount that is no more
                 self._pool = None
             if self._pool is None:
@@ -105,6 +109,13 @@ class _Place:
             if self._pool is not None:
                 self._pool.close()
                 self._pool = None
+
+    @staticmethod
+    def _renewed(mounted: Mounted) -> bool:
+        try:
+            return mounted.renew()
+        except UnavailableError as e:
+            raise NotMountedError(e.message) from e
 
     async def open(self) -> None:
         """Open or create the pool, and clear away what died half-made in it; one that hangs is opened later."""
@@ -374,7 +385,8 @@ class Pools:
             try:
                 await self.discard(pool, volume)
             except UnavailableError as e:
-                if pool == likely:
+                # one that cannot even be mounted may never be: nobody could get rid of the claim
+                if pool == likely and not isinstance(e, NotMountedError):
                     raise
                 log.info("Whether %s has something of %s is not known: %s", pool, volume, e)
             except FusevolError as e:  # nothing was ever made in a pool that refuses us, or nobody else may know

@@ -25,7 +25,7 @@ PARAMETERS: Final = (
 POOL: Final = "fusevol"
 """The pool's directory in a share, beside which others may have theirs."""
 _KNOWN: Final = {word.lower(): word for word in PARAMETERS}
-_MONITOR: Final = re.compile(r"(\[[0-9a-fA-F:.]+\]|[0-9A-Za-z._-]+)(:[0-9]{1,5})?")
+_MONITOR: Final = re.compile(r"(\[[0-9a-fA-F:.]+\]|[0-9A-Za-z][0-9A-Za-z._-]*)(:[0-9]{1,5})?")
 _WORD: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 

@@ -195,3 +195,119 @@ def test_the_claim_works_as_it_stands(seed: Seed, cephfs: Path) -> None:
     assert not list((seed.agent.run_dir / "ceph").glob("keyring*"))
     assert left == ["ceph-secret-admin"]
     assert f"client.fusevol-{name}" not in users
+
+
+def test_a_volume_is_its_users_alone(seed: Seed, workdir: Path) -> None:
+    """The user and key of a PersistentVolume mount it without fusevol, and open no other volume."""
+    first = seed.apply()["spec"]["volumeName"]
+    seed.agent.apply(CLAIM.replace("workspace-test", "workspace-other"))
+    other = eventually(
+        lambda: seed.agent.get("pvc", "dlkit-workspace-other", *NAME[1:])["spec"].get("volumeName"), 20.0
+    )
+    target = seed.mount()
+    (target / "f").write_text("from fusevol")
+    source = seed.agent.get("pv", first)["spec"]["cephfs"]
+    secret = seed.agent.get("secret", source["secretRef"]["name"], "-n", source["secretRef"]["namespace"])
+    who = {"client": source["user"], "key": base64.b64decode(secret["data"]["key"]).decode()}
+    with seed.cluster.mounted(workdir / "own", root=source["path"], **who) as own:
+        read = (own / "f").read_text()
+        (own / "g").write_text("from elsewhere")
+    elsewhere = source["path"].replace(first, other)
+    with (
+        pytest.raises(AssertionError, match="CephFS is mounted at"),
+        seed.cluster.mounted(workdir / "other", root=elsewhere, timeout=5.0, **who),
+    ):
+        pass
+    (user,) = seed.cluster.command("auth", "get", f"client.{source['user']}")
+
+    assert read == "from fusevol"
+    assert (target / "g").read_text() == "from elsewhere"
+    assert "namespace=fusevol-pvc-" in user["caps"]["osd"]
+
+
+def test_a_claim_of_several_nodes(seed: Seed, cephfs: Path) -> None:
+    """ReadWriteMany: CephFS keeps the limit itself, and what others write is seen."""
+    seed.agent.apply(
+        f"{seed.secret()}---\n{seed.storage_class()}---\n{CLAIM.replace('ReadWriteOnce', 'ReadWriteMany')}"
+    )
+    name = seed.bound()["spec"]["volumeName"]
+    target = seed.mount()
+    data = cephfs.parent / seed.agent.get("pv", name)["spec"]["cephfs"]["path"].lstrip("/")
+    limit = os.getxattr(data, "ceph.quota.max_bytes")
+    os.listdir(target)
+    (data / "f").write_text("from elsewhere")
+    seen = eventually((target / "f").read_text, 5.0, what="the file is seen")
+
+    assert limit == str(GIB).encode()
+    assert seen == "from elsewhere"
+
+
+def test_all_is_there_after_a_restart(seed: Seed) -> None:
+    """The agent is killed and started again: what is mounted goes on, and its claim is mounted, used and deleted."""
+    seed.apply()
+    target = seed.mount()
+    with (target / "f").open("wb", buffering=0) as file:
+        file.write(b"before ")
+        clients = seed.ceph_fuse()
+        seed.agent.kill()
+        file.write(b"meanwhile ")
+        seed.agent.start()
+        file.write(b"after")
+    again = seed.mount("again")
+    read = (again / "f").read_bytes()
+    after = seed.ceph_fuse()
+    for point in (target, again):
+        seed.agent.ok("umount", str(point))
+    seed.agent.ok("delete", "pvc", *NAME)
+    eventually(lambda: seed.agent.get("pv")["items"] == [], 20.0, what="the volume is gone")
+
+    assert read == b"before meanwhile after"
+    assert len(clients) == 1
+    assert after == clients
+
+
+@pytest.mark.expect_log("cannot be known")
+@pytest.mark.parametrize(
+    ("class_fields", "said"),
+    [
+        ({"monitors": "127.0.0.1:1"}, "No monitor of CephFS"),
+        ({"monitors": "--help"}, 'has "--help": write HOST:PORT'),
+        ({"root": "/a/../b"}, "claimRoot"),
+    ],
+)
+def test_a_class_that_names_no_cluster(seed: Seed, class_fields: dict[str, str], said: str) -> None:
+    """What is wrong with a class is said once, in a sentence, and the claim can be deleted."""
+    seed.agent.apply(f"{seed.secret()}---\n{seed.storage_class(**class_fields)}---\n{CLAIM}")
+    told = eventually(lambda: said in seed.events() and seed.events(), 20.0, what=said)
+    seed.agent.ok("delete", "pvc", *NAME)
+
+    assert "Traceback" not in str(told)
+    assert "ProvisioningFailed" in str(told)
+
+
+@pytest.mark.expect_log("cannot be known", "failed to provision")
+def test_a_wrong_key(seed: Seed) -> None:
+    """A wrong key is named as the reason; other classes are served; the right key heals it without a restart."""
+    seed.agent.apply(f"{seed.secret(seed.cluster.key('restricted'))}---\n{seed.storage_class()}---\n{CLAIM}")
+    said = "refuses the Ceph client admin: correct its key in the Secret cephfs/ceph-secret-admin"
+    eventually(lambda: said in seed.events(), 20.0, what="the reason is told")
+    seed.agent.apply(CLAIM.replace("storageClassName: cephfs", "storageClassName: fusevol").replace("-test", "-else"))
+    other = eventually(lambda: seed.agent.get("pvc", "dlkit-workspace-else", *NAME[1:])["spec"].get("volumeName"), 20.0)
+    pending = seed.claim()["status"]["phase"]
+    seed.agent.apply(seed.secret())
+    bound = seed.bound()
+
+    assert pending == "Pending"
+    assert other
+    assert bound["status"]["capacity"] == {"storage": "1Gi"}
+
+
+def test_a_secret_that_comes_later(seed: Seed) -> None:
+    """A class whose Secret is missing says so, and its claim is bound as soon as there is one."""
+    seed.agent.apply(f"{seed.storage_class()}---\n{CLAIM}")
+    eventually(
+        lambda: 'There is no Secret "cephfs/ceph-secret-admin"' in seed.events(), 20.0, what="the reason is told"
+    )
+    seed.agent.apply(seed.secret())
+
+    assert seed.bound()["status"]["phase"] == "Bound"

@@ -212,10 +212,20 @@ class Cluster:
         process.wait(20)
 
     @contextlib.contextmanager
-    def mounted(self, point: Path, *, client: str = "admin", root: str = "/") -> Iterator[Path]:
-        """*root* of the filesystem, mounted at *point* by another ceph-fuse, as another node would."""
+    def mounted(
+        self, point: Path, *, client: str = "admin", root: str = "/", key: str | None = None, timeout: float = 30.0
+    ) -> Iterator[Path]:
+        """*root* of the filesystem, mounted at *point* by another ceph-fuse, as another node would.
+
+        *key* is for a client that the cluster was not born with.
+        """
         point.mkdir(exist_ok=True)
-        words = ["ceph-fuse", "-f", "--id", client, "-r", root, str(point)]
+        keyring = self.directory / "keyring"
+        if key is not None:
+            keyring = self.directory / f"keyring.{client}"
+            keyring.write_text(f"[client.{client}]\n\tkey = {key}\n")
+        words = ["ceph-fuse", "-f", "--id", client, "-r", root, f"--keyring={keyring}", "--admin-socket="]
+        words += ["--client_mount_timeout=10", str(point)]
         with (self.directory / "stderr").open("ab") as err:
             process = subprocess.Popen(words, env=self._environment, stdout=err, stderr=err, start_new_session=True)
         device = point.parent.stat().st_dev
@@ -225,7 +235,7 @@ class Cluster:
             return point.stat().st_dev != device
 
         try:
-            eventually(there, 30.0, what=f"CephFS is mounted at {point}", interval=0.05)
+            eventually(there, timeout, what=f"CephFS is mounted at {point}", interval=0.05)
             yield point
         finally:
             subprocess.run(["umount", "-l", str(point)], check=False, capture_output=True, timeout=20)
