@@ -47,6 +47,8 @@ class CephMount:
         self.share = what
         self._point = directory / what.pool
         self._key_of = key_of
+        self.times = 0
+        """How often it was found mounted, or mounted, anew."""
 
     @property
     def pool(self) -> Path:
@@ -68,6 +70,7 @@ class CephMount:
             except OSError:  # its process has ended
                 mount.unmount(self._point, lazy=True)
             else:
+                self.times = max(self.times, 1)
                 return False
         self._point.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._point.mkdir(mode=0o700, exist_ok=True)
@@ -77,6 +80,7 @@ class CephMount:
             except NotFoundError:
                 self._make_root(client)
                 client.mount(self._point, self.share.directory)
+        self.times += 1
         return True
 
     def _make_root(self, client: _Client) -> None:

@@ -193,6 +193,7 @@ async def _run(
     await nursery.start(controllers.run)
     nursery.start_soon(pools.empty_trash)
     nursery.start_soon(hangs.run)
+    nursery.start_soon(shares.watch, mounter.end_all)
     served = os.dup(descriptor)  # the server closes what it is given, and its other users are of no concern to it
     await nursery.start(_serve_api, api, served, stop, nursery)
     # the server lets its workers inherit it: a keeper must not, which would be taken for this agent when it has died

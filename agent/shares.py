@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import base64
 import logging
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import trio
 
@@ -14,11 +15,14 @@ from agent.controllers.provisioning import share_of, share_of_volume
 from agent.pools import Pools
 from agent.store import Key, Store
 from fusevol import objects
-from fusevol.errors import AlreadyExistsError, InvalidError, NotFoundError
+from fusevol.errors import AlreadyExistsError, FusevolError, InvalidError, NotFoundError
 from fusevol.objects.payload import values
 from fusevol.objects.share import Share
 
 Obj = dict[str, Any]
+PERIOD: Final = 5.0
+"""Seconds between two looks at a share."""
+
 log = logging.getLogger(__name__)
 
 
@@ -31,6 +35,8 @@ class Shares:
         self._pools = pools
         self._directory = directory
         self._mounts: dict[str, CephMount] = {}
+        self._seen: dict[str, int] = {}
+        """How often each had been mounted at the last look."""
 
     def attach_all(self) -> None:
         """Have a pool for each share that a volume or a class names."""
@@ -50,6 +56,30 @@ class Shares:
             mounted = CephMount(share, self._directory, lambda: trio.from_thread.run_sync(self._key, share))
             self._mounts[share.pool] = mounted
             self._pools.attach(share.pool, mounted)
+
+    async def watch(self, end: Callable[[str], Awaitable[None]]) -> None:
+        """Mount again, for ever, what is mounted no more since its process has died.
+
+        *end* is told the pool then: its volumes' mounts must be made again, since what they have open is lost.
+        """
+        while True:
+            await trio.sleep(PERIOD)
+            async with trio.open_nursery() as nursery:
+                for pool, mounted in list(self._mounts.items()):
+                    if mounted.times:
+                        nursery.start_soon(self._look, pool, mounted, end)
+
+    async def _look(self, pool: str, mounted: CephMount, end: Callable[[str], Awaitable[None]]) -> None:
+        before = self._seen.setdefault(pool, mounted.times)
+        try:
+            await self._pools.run(pool, lambda _: None)
+        except (FusevolError, OSError) as e:
+            log.debug("%s: %s", mounted, e)  # whoever wants something of it is told
+            return
+        if mounted.times != before:
+            log.info("%s was mounted again.", mounted.share)
+            await end(pool)
+            self._seen[pool] = mounted.times
 
     def _key(self, share: Share) -> bytes:
         secret = self._store.find(Key("Secret", share.namespace, share.secret))

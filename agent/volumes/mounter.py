@@ -88,6 +88,15 @@ class Mounter:
         """What is or shall be mounted."""
         return self._attachments
 
+    async def end_all(self, pool: str) -> None:
+        """End every mount of a pool whose storage is another one now: each is made again as after a death."""
+        names = {row.mount_id for row in self._attachments if row.pool == pool and row.mount_id}
+        for name in sorted(names):
+            found = await _thread(mount.root, self.point(name))
+            if found is not None:
+                minor = found.minor
+                await self._hazards.of(f"The connection {minor}").run(lambda minor=minor: mount.abort(minor))  # type: ignore[misc]
+
     def point(self, name: str) -> Path:
         """Where the volume of a mount id is mounted once."""
         return self._directory / name

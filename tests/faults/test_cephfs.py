@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
@@ -15,6 +16,7 @@ from tests.support import ceph
 from tests.support.agent import Agent
 from tests.support.logs import LogCheck
 from tests.support.polling import eventually
+from tests.support.processes import alive
 
 __all__ = ["seed"]
 
@@ -52,6 +54,22 @@ def mds_gone(cluster: ceph.Cluster) -> Iterator[None]:
     finally:
         cluster.launch("mds")
         cluster.wait_active()
+
+
+@pytest.mark.expect_log("ended unexpectedly", "has died", "was ended", "mount")
+def test_its_client_dies(seed: Seed) -> None:
+    """ceph-fuse is killed: it is started again, the volume mounted again, all that was durable is there."""
+    seed.apply()
+    target = seed.mount()
+    durable(target / "before", "before")
+    (client,) = seed.ceph_fuse()
+    os.kill(client, signal.SIGKILL)
+    eventually(lambda: not alive(client), what="ceph-fuse is dead")
+    found = eventually((target / "before").read_text, 60.0, what="the volume is mounted again")
+    durable(target / "after", "after")
+
+    assert found == "before"
+    assert seed.ceph_fuse() not in ([], [client])
 
 
 def durable(path: Path, text: str) -> str:

@@ -12,6 +12,7 @@ from typing import Literal
 from fusevol import btrfs
 from fusevol.usage import Enforcer
 from tests.conftest import LoopFs
+from tests.support import ceph
 
 Missing = Callable[[], str]
 
@@ -41,8 +42,12 @@ class Backend:
     """What the filesystem's own tools say that the volume in a directory uses, after a sync."""
     counts_shared: bool = True
     """Whether what a clone shares with its source counts against the clone's limit."""
+    holes: bool = True
+    """Whether a hole in a file takes no space."""
     missing: Missing = here
     """Why this machine cannot run it; empty if it can."""
+    fixture: str = ""
+    """The fixture that makes it, instead of ``make``."""
 
 
 def by_du(data: Path) -> int:
@@ -83,7 +88,13 @@ def on_tmpfs(_loop_fs: LoopFs, workdir: Path) -> Path:
     return point
 
 
+def by_fixture(_loop_fs: LoopFs, _workdir: Path) -> Path:
+    """For what a fixture makes."""
+    raise NotImplementedError
+
+
 BLOCK = 4096
+SECTOR = 512
 BACKENDS = [
     Backend(
         name="plain-ext4", make=on("ext4"), driver="plain", enforcer="ledger", inodes="ledger",
@@ -108,5 +119,10 @@ BACKENDS = [
     Backend(
         name="btrfs-simple", make=on("btrfs", "simple"), driver="btrfs", enforcer="kernel", inodes="ledger",
         early=64 << 10, snapshot="instant", used=by_qgroup, counts_shared=False,
+    ),
+    Backend(
+        name="cephfs", make=by_fixture, driver="cephfs", enforcer="ledger", inodes="ledger",
+        early=2 * SECTOR, snapshot="copy", used=by_du, holes=False, missing=lambda: ceph.why_not() or "",
+        fixture="cephfs",
     ),
 ]  # fmt: skip
