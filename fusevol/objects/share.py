@@ -117,5 +117,5 @@ class Share:
 
 
 def is_share(provisioner: str, parameters: Mapping[str, str]) -> bool:
-    """Whether a StorageClass is one of CephFS."""
-    return provisioner == PROVISIONER or any(k.lower() == "monitors" for k in parameters)
+    """Whether a StorageClass is one of CephFS; one of its provisioner may name a local pool instead."""
+    return any(k.lower() == "monitors" for k in parameters) or (provisioner == PROVISIONER and "pool" not in parameters)
