@@ -68,7 +68,7 @@ if [ ${#wanted[@]} -gt 0 ] && [ "$(id -u)" = 0 ]; then
 fi
 usable "$python" || fail "no Python 3.11 or later with venv and its header files was found: set PYTHON to one."
 
-stamp=$(cat pyproject.toml scripts/setup.sh <("$python" -VV) <(pwd) | sha256sum | cut -d' ' -f1)
+stamp=$(cat pyproject.toml hatch_build.py agent/csi/csi.proto scripts/setup.sh <("$python" -VV) <(pwd) | sha256sum | cut -d' ' -f1)
 if [ "$(cat .venv/stamp 2>/dev/null)" != "$stamp" ] || ! .venv/bin/python -c 'import pyfuse3, fusevol' 2>/dev/null; then
   echo "setup: building .venv with $("$python" -V)"
   rm -rf .venv
