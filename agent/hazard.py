@@ -54,6 +54,7 @@ class Hazard:
         self._recoveries = recoveries or Recoveries()
         self._limiter = trio.CapacityLimiter(THREADS)
         self._long = trio.CapacityLimiter(2)
+        self._glances = trio.CapacityLimiter(1)
         self._lock = threading.Lock()
         """Guards what follows, which the hazard's threads change."""
         self._given_up: dict[object, float] = {}
@@ -105,6 +106,15 @@ class Hazard:
     async def run_long(self, action: Callable[[], T]) -> T:
         """The result of *action*, which may take as long as it likes; it is given up when cancelled."""
         return await trio.to_thread.run_sync(action, abandon_on_cancel=True, limiter=self._long)
+
+    async def glance(self, action: Callable[[], T], seconds: float) -> T:
+        """The result of *action*, which is of use at once or not at all; whether it hangs is no concern of others.
+
+        Raises :class:`UnavailableError` after *seconds*.
+        """
+        with trio.move_on_after(seconds):
+            return await trio.to_thread.run_sync(action, abandon_on_cancel=True, limiter=self._glances)
+        raise UnavailableError(f"{self._what} has not answered for {seconds:g} s.")
 
     def _refuse_if_it_hangs(self) -> None:
         with self._lock:

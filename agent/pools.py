@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, Self, TypeVar
 from weakref import WeakValueDictionary
 
 import trio
@@ -47,6 +47,30 @@ class Mounted(Protocol):
 
 class NotMountedError(UnavailableError):
     """A pool cannot be mounted, so nothing hangs there and nothing is done."""
+
+
+class Room(NamedTuple):
+    """What a filesystem has: bytes and inodes."""
+
+    total: int
+    available: int
+    used: int
+    inodes: int
+    available_inodes: int
+    used_inodes: int
+
+    @classmethod
+    def of(cls, found: os.statvfs_result) -> Self:
+        """From statvfs(3); available is what an ordinary user may have."""
+        size = found.f_frsize
+        return cls(
+            found.f_blocks * size,
+            found.f_bavail * size,
+            (found.f_blocks - found.f_bfree) * size,
+            found.f_files,
+            found.f_favail,
+            found.f_files - found.f_ffree,
+        )
 
 
 class _Place:
@@ -116,6 +140,15 @@ class _Place:
             return mounted.renew()
         except UnavailableError as e:
             raise NotMountedError(e.message) from e
+
+    async def glance(self, action: Callable[[Pool], T], seconds: float) -> T:
+        """The result of *action*, if there is one within *seconds*. Raises :class:`UnavailableError`."""
+        return await self._hazard.glance(lambda: action(self._opened()), seconds)
+
+    @property
+    def hangs(self) -> bool:
+        """Whether it does not answer now."""
+        return self._hazard.hangs
 
     async def open(self) -> None:
         """Open or create the pool, and clear away what died half-made in it; one that hangs is opened later."""
@@ -307,6 +340,10 @@ class Pools:
         """Where a pool is. Raises :class:`NotFoundError`."""
         return self._place(name).path
 
+    def hangs(self, name: str) -> bool:
+        """Whether a pool does not answer now. Raises :class:`NotFoundError`."""
+        return self._place(name).hangs
+
     def _place(self, name: str) -> _Place:
         found = self._places.get(name)
         if found is None:
@@ -364,7 +401,15 @@ class Pools:
         """All volumes of a pool."""
         return await self._place(pool).run(lambda p: p.volumes())
 
-    async def resize(self, pool: str, volume: str, capacity: int, inodes: int | None) -> Volume:
+    async def has(self, pool: str, volume: str, seconds: float) -> bool:
+        """Whether a pool has a volume. Raises :class:`UnavailableError` if that is not known within *seconds*."""
+        try:
+            await self._place(pool).glance(lambda p: p.volume(volume), seconds)
+        except NotFoundError:
+            return False
+        return True
+
+    async def resize(self, pool: str, volume: str, capacity: int | None, inodes: int | None) -> Volume:
         """Set a volume's limits."""
         return await self._locked(pool, volume, lambda p: p.resize(volume, capacity, inodes))
 
@@ -399,6 +444,11 @@ class Pools:
     async def capacity(self, pool: str) -> PoolCapacity:
         """What a pool holds."""
         return await self._place(pool).run(lambda p: p.capacity())
+
+    async def room(self, pool: str) -> Room:
+        """What a pool's filesystem has, as ``df`` shows it; asks for no volume."""
+        found = await self._place(pool).run(lambda p: os.statvfs(p.path))
+        return Room.of(found)
 
     async def check(self, pool: str) -> list[Any]:
         """Damage that a look at the whole pool finds."""

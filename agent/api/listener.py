@@ -28,7 +28,7 @@ def listen(path: Path) -> socket.socket:
             f"The socket path {path} is longer than {LONGEST} bytes, which unix sockets do not allow: "
             "choose a shorter --run-dir."
         )
-    _remove_stale(path)
+    remove_stale(path, "another agent", "choose another --run-dir and --state-dir")
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
         # bound under a name that nobody knows until its mode is right, then put in place
@@ -45,13 +45,14 @@ def listen(path: Path) -> socket.socket:
     return listener
 
 
-def _remove_stale(path: Path) -> None:
+def remove_stale(path: Path, who: str, otherwise: str) -> None:
+    """Remove the socket at *path* if nobody answers on it. Raises as :func:`listen` does: *who* answers, what to do."""
     try:
         found = path.lstat()
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(found.st_mode):
-        raise UsageError(f"{path} exists and is not a socket: remove it, or choose another --run-dir.")
+        raise UsageError(f"{path} exists and is not a socket: remove it, or {otherwise}.")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as probe:
         probe.settimeout(5)
         try:
@@ -67,4 +68,4 @@ def _remove_stale(path: Path) -> None:
             if is_dying(pid):  # killed, and cannot go since something hangs
                 path.unlink(missing_ok=True)
                 return
-    raise UnavailableError(f"Another agent answers on {path}: stop it, or choose another --run-dir and --state-dir.")
+    raise UnavailableError(f"{who[:1].upper()}{who[1:]} answers on {path}: stop it, or {otherwise}.")

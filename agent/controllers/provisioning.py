@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from agent.config import DRIVER
 from agent.controllers import matching
@@ -25,7 +26,7 @@ from fusevol.objects.share import Share
 
 Obj = dict[str, Any]
 
-_PARAMETERS = {"pool", "mode", "inodes", "quota"}
+PARAMETERS = {"pool", "mode", "inodes", "quota"}
 HANDLE = "fusevol.io/volume-handle"
 """Annotation of a PersistentVolume whose source has no room for what a ``volumeHandle`` says."""
 POOL = "fusevol.io/pool"
@@ -65,7 +66,7 @@ def plan(claim: Obj, storage_class: Obj) -> Plan:
         raise InvalidError("volumeMode Block is not supported: ask for volumeMode Filesystem.")
     parameters = {str(k): str(v) for k, v in (storage_class.get("parameters") or {}).items()}
     place = share_of(storage_class)
-    known_here = _PARAMETERS if place is None else {*_PARAMETERS - {"pool"}, *share.PARAMETERS}
+    known_here = PARAMETERS if place is None else {*PARAMETERS - {"pool"}, *share.PARAMETERS}
     unknown = sorted(
         k
         for k in parameters
@@ -76,30 +77,45 @@ def plan(claim: Obj, storage_class: Obj) -> Plan:
     if unknown:
         known = ", ".join(sorted(known_here))
         raise InvalidError(f'StorageClass "{name}" has unknown parameters {", ".join(unknown)}: known are {known}.')
-    mode = parameters.get("mode", "0777")
-    if not _MODE.fullmatch(mode):
-        raise InvalidError(f'The parameter mode "{mode}" of StorageClass "{name}" is not octal, such as 0770.')
-    inodes = parameters.get("inodes")
-    if inodes is not None and not (inodes.isdigit() and int(inodes) > 0):
-        raise InvalidError(f'The parameter inodes "{inodes}" of StorageClass "{name}" is not a positive number.')
-    quota = parameters.get("quota", "hard")
-    if quota not in {"hard", "none"}:
-        raise InvalidError(
-            f'The parameter quota "{quota}" of StorageClass "{name}" is not known: write "hard", which is the default '
-            'and lets no write pass the limit, or "none".'
-        )
+    read = read_parameters(parameters, f'StorageClass "{name}"')
     namespace, claim_name = claim_key(claim)
     return Plan(
-        pool=parameters.get("pool", "default") if place is None else place.pool,
+        pool=read.pool if place is None else place.pool,
         volume=volume_name(claim),
         capacity=matching.requested(claim),
-        inodes=int(inodes) if inodes else None,
-        mode=int(mode, 8),
-        enforced=quota == "hard",
+        inodes=read.inodes,
+        mode=read.mode,
+        enforced=read.enforced,
         owner={"namespace": namespace, "claim": claim_name, "uid": claim["metadata"]["uid"]},
         shared="ReadWriteMany" in (spec.get("accessModes") or ()),
         share=place,
     )
+
+
+class Parameters(NamedTuple):
+    """What a StorageClass says of its volumes."""
+
+    pool: str
+    inodes: int | None
+    mode: int
+    enforced: bool
+
+
+def read_parameters(parameters: Mapping[str, str], whose: str) -> Parameters:
+    """Those of :data:`PARAMETERS`, of *whose*, such as ``StorageClass "fast"``. Raises :class:`InvalidError`."""
+    mode = parameters.get("mode", "0777")
+    if not _MODE.fullmatch(mode):
+        raise InvalidError(f'The parameter mode "{mode}" of {whose} is not octal, such as 0770.')
+    inodes = parameters.get("inodes")
+    if inodes is not None and not (inodes.isdigit() and int(inodes) > 0):
+        raise InvalidError(f'The parameter inodes "{inodes}" of {whose} is not a positive number.')
+    quota = parameters.get("quota", "hard")
+    if quota not in {"hard", "none"}:
+        raise InvalidError(
+            f'The parameter quota "{quota}" of {whose} is not known: write "hard", which is the default '
+            'and lets no write pass the limit, or "none".'
+        )
+    return Parameters(parameters.get("pool", "default"), int(inodes) if inodes else None, int(mode, 8), quota == "hard")
 
 
 def share_of(storage_class: Obj) -> Share | None:

@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Container, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, get_args
 
 from agent.index import Index
@@ -49,6 +50,10 @@ class Attachment:
     """Whether the volume ends with this attachment (emptyDir)."""
     created: bool = False
     """Whether the target was made for it, and goes with it."""
+    csi: str = ""
+    """What a CSI call said of it beside the rest; empty: it is no CSI driver's."""
+    boot: str = ""
+    """The boot of the machine that it ends with, since whoever asked for it asks again; empty: it outlives them all."""
 
     @property
     def mount_id(self) -> str:
@@ -57,7 +62,12 @@ class Attachment:
 
     def same(self, other: Attachment) -> bool:
         """Whether *other* wants the same thing at the same place."""
-        return dataclasses.replace(self, created=other.created, user=other.user) == other
+        return dataclasses.replace(self, created=other.created, user=other.user, boot=other.boot) == other
+
+
+def boot_id() -> str:
+    """Names the time since the machine was started (proc_sys_kernel(5))."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
 
 
 def mount_id(pool: str, volume: str) -> str:

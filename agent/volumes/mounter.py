@@ -13,7 +13,7 @@ import os
 from collections import deque
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import Literal, ParamSpec, TypeVar
 from weakref import WeakValueDictionary
 
 import trio
@@ -24,7 +24,7 @@ from agent.pools import Pools
 from agent.steps import Step, no_step
 from agent.supervisor import Supervisor
 from agent.volumes import places
-from agent.volumes.attachments import Attachment, Attachments, mount_id
+from agent.volumes.attachments import Attachment, Attachments, boot_id, mount_id
 from agent.volumes.still import Still
 from fusevol.errors import ConflictError, FusevolError, NotFoundError, UnavailableError
 from fusevol.pool import Volume
@@ -134,6 +134,9 @@ class Mounter:
                 await self._attachments.put(wanted)
                 self._step("attachment recorded")
                 self._changed(wanted)
+            elif known.boot != wanted.boot:
+                known = dataclasses.replace(known, boot=wanted.boot)
+                await self._attachments.put(known)
             try:
                 if prepare is not None:
                     await prepare()
@@ -231,7 +234,10 @@ class Mounter:
         """The attachments whose targets show nothing, or a mount without its server."""
         table = {m.mountpoint: m for m in await _thread(mount.mounts)}
         found = []
+        boot = boot_id()
         for row in self._attachments:
+            if row.boot not in {"", boot}:
+                continue
             root = table.get(str(self._directory / row.mount_id)) if row.mount_id else None
             alive = not row.mount_id or row.mount_id in self._supervisor.servers
             if not alive or not _shows(row, table.get(row.target), root):
@@ -368,13 +374,18 @@ class Mounter:
         """A context in which nobody changes a volume's files through its mount."""
         return Still(self._supervisor, mount_id(pool, volume))
 
-    async def set_limits(self, pool: str, volume: str, name: str, capacity: int) -> None:
-        """Raise a volume's limit on disk and, if it is mounted, in its server, which may keep it."""
+    async def set_limits(
+        self, pool: str, volume: str, name: str, capacity: int | None, inodes: int | Literal["keep"] | None = "keep"
+    ) -> None:
+        """Change a volume's limits on disk and, if it is mounted, in its server, which may keep them."""
         current = await self._pools.volume(pool, volume)
-        await self._pools.resize(pool, volume, capacity, current.inode_limit)  # where the kernel keeps it, that is all
+        if inodes == "keep":
+            inodes = current.inode_limit
+        await self._pools.resize(pool, volume, capacity, inodes)  # where the kernel keeps it, that is all
+        self._step("limits recorded")
         if current.quota != "ledger" or name not in self._supervisor.servers:
             return
-        request = {"op": "set-limits", "limit_bytes": capacity, "limit_inodes": current.inode_limit}
+        request = {"op": "set-limits", "limit_bytes": capacity, "limit_inodes": inodes}
         answer = await self._supervisor.ask(name, request)
         if not answer.get("ok"):
             raise UnavailableError(str(answer.get("error") or f"The server of {volume} refuses the new limit."))

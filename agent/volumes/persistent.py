@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -93,8 +93,14 @@ def source_of(volume: Obj) -> Source:
 def _options(volume: Obj) -> Source:
     """What the volume's mount options say; other users of the data need a short cache."""
     shared = {"ReadWriteMany", "ReadOnlyMany"} & set(volume["spec"].get("accessModes") or ())
-    found = Source(cache="shared" if shared else "exclusive")
-    for option in volume["spec"].get("mountOptions") or []:
+    whose = f'persistentvolume "{volume["metadata"]["name"]}"'
+    return mount_options(volume["spec"].get("mountOptions") or [], whose, cache="shared" if shared else "exclusive")
+
+
+def mount_options(given: Iterable[str], whose: str, cache: CacheMode = "exclusive") -> Source:
+    """What mount options say; *cache* where they say nothing. Raises :class:`InvalidError` for one that is unknown."""
+    found = Source(cache=cache)
+    for option in given:
         if option == "ro":
             found = replace(found, read_only=True)
         elif option in _CACHE:
@@ -104,7 +110,7 @@ def _options(volume: Obj) -> Source:
         elif option not in _IGNORED:
             known = ", ".join([*sorted(_CACHE), *sorted(_TRANSPORT)])
             raise InvalidError(
-                f'persistentvolume "{volume["metadata"]["name"]}" has the mount option "{option}", which is not known: '
+                f'{whose} has the mount option "{option}", which is not known: '
                 f"known are ro, {known} and {', '.join(sorted(_IGNORED))}."
             )
     return found
