@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self, cast, get_args
 
+from agent.csi.settings import Settings as CsiSettings
 from agent.patience import DEFAULT, Patience
 from fusevol.errors import InvalidError, UsageError
 from fusevol.objects import share
@@ -31,6 +32,7 @@ _POOL_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _LEVELS = ("debug", "info", "warning", "error")
 _KEYS = {
     "stateDir", "runDir", "socket", "pools", "provisioners", "logLevel", "nodeName", "hangs", "transport", "ioUring",
+    "csi",
 }  # fmt: skip
 IoUring = Literal["auto", "on", "off"]
 _IO_URING: tuple[str, ...] = get_args(IoUring)
@@ -67,6 +69,8 @@ class Config:
     """How long is waited for what may hang."""
     transport: TransportChoice = "auto"
     """How requests reach volume servers, unless a volume's mount options say otherwise."""
+    csi: CsiSettings | None = None
+    """How the CSI driver is served; None: it is not."""
     io_uring: IoUring = "auto"
     """``auto``: where the machine has it switched on; ``on``: the agent switches it on at its start; ``off``: never."""
 
@@ -75,9 +79,9 @@ class Config:
         """The configuration from *file* (default: ``FUSEVOL_CONFIG``, else /etc/fusevol/agent.yaml if there is one).
 
         *flags*: ``state-dir``, ``run-dir``, ``socket``, ``log-level``, ``node-name``, ``transport``, ``io-uring``,
-        ``pool`` (``NAME=DIR``, several separated by commas); they go over ``FUSEVOL_STATE_DIR``, ``FUSEVOL_RUN_DIR``
-        and ``FUSEVOL_SOCKET``, which go over the file. Raises :class:`UsageError` for a file or flag that cannot be
-        understood.
+        ``csi-socket``, ``pool`` (``NAME=DIR``, several separated by commas); they go over ``FUSEVOL_STATE_DIR``,
+        ``FUSEVOL_RUN_DIR``, ``FUSEVOL_SOCKET``, ``FUSEVOL_NODE_NAME`` and ``CSI_ENDPOINT``, which go over the file.
+        Raises :class:`UsageError` for a file or flag that cannot be understood.
         """
         given = {k.replace("_", "-"): v for k, v in (flags or {}).items() if v}
         named = file or (Path(os.environ["FUSEVOL_CONFIG"]) if os.environ.get("FUSEVOL_CONFIG") else None)
@@ -100,8 +104,14 @@ class Config:
             log_level=level,
             transport=cast("TransportChoice", transport),
             io_uring=cast("IoUring", io_uring),
-            node_name=str(given.get("node-name") or text.get("nodeName") or socket.gethostname().lower()),
+            node_name=str(
+                given.get("node-name")
+                or os.environ.get("FUSEVOL_NODE_NAME")
+                or text.get("nodeName")
+                or socket.gethostname().lower()
+            ),
             patience=Patience.parse(text.get("hangs")),
+            csi=CsiSettings.parse(text.get("csi"), given.get("csi-socket")),
         )
 
 

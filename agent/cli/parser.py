@@ -132,6 +132,7 @@ def _agent(commands: _Commands) -> None:
     parser.add_argument(
         "--io-uring", metavar="WHEN", help="auto, on (switch it on for this machine) or off (default: auto)"
     )
+    parser.add_argument("--csi-socket", metavar="URL", help="serve CSI there, such as unix:///run/csi/csi.sock")
     parser.add_argument("--log-level", metavar="LEVEL", help="debug, info, warning or error (default: info)")
 
 

@@ -21,6 +21,7 @@ def command(options: Namespace) -> int:
         "log_level": options.log_level,
         "transport": options.transport,
         "io_uring": options.io_uring,
+        "csi_socket": options.csi_socket,
     }
     config = Config.load(options.config, {k: v for k, v in given.items() if v is not None})
     trio.run(serve, config)

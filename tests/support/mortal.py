@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import signal
 import sys
 from pathlib import Path
@@ -67,9 +68,9 @@ class Work(Protocol):
         """After an interruption: it is completed, or can be asked for again, and nothing is left over."""
 
 
-def kill_at_every_step(agent: MortalAgent, work: Work) -> list[str]:
+def kill_at_every_step(agent: MortalAgent, work: Work, but: str = "$^") -> list[str]:
     """Have *work* done, first as it should be, then again for each of its steps, with the agent killed after that step
-    and started again. Returns the steps."""
+    and started again. Returns the steps; those that match *but*, which others kill it at, are passed over."""
     work.prepare("whole")
     agent.forget()
     work.begin("whole")
@@ -77,6 +78,8 @@ def kill_at_every_step(agent: MortalAgent, work: Work) -> list[str]:
     steps = agent.steps()
     work.check("whole")
     for number, step in enumerate(steps):
+        if re.match(but, step):
+            continue
         name = f"w{number}"
         work.prepare(name)
         agent.doom(step, steps[: number + 1].count(step))
