@@ -195,10 +195,10 @@ async def _run(
     nursery.start_soon(hangs.run)
     nursery.start_soon(shares.watch, mounter.end_all)
     if config.csi is not None:
-        from agent.csi.server import serve as serve_csi  # noqa: PLC0415 - grpcio takes 20 MiB, and most do without
+        from agent.csi.server import serve as serve_csi  # noqa: PLC0415 - grpcio takes 15 MiB, and most do without
 
         csi = partial(serve_csi, config.csi, pools=pools, mounter=mounter, supervisor=supervisor, hazards=hazards)
-        await nursery.start(partial(csi, node=config.node_name, ready=lambda: api.ready, step=step))
+        await nursery.start(partial(csi, nursery=nursery, node=config.node_name, ready=lambda: api.ready, step=step))
     served = os.dup(descriptor)  # the server closes what it is given, and its other users are of no concern to it
     await nursery.start(_serve_api, api, served, stop, nursery)
     # the server lets its workers inherit it: a keeper must not, which would be taken for this agent when it has died

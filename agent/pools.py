@@ -401,10 +401,10 @@ class Pools:
         """All volumes of a pool."""
         return await self._place(pool).run(lambda p: p.volumes())
 
-    async def has(self, pool: str, volume: str, seconds: float) -> bool:
-        """Whether a pool has a volume. Raises :class:`UnavailableError` if that is not known within *seconds*."""
+    async def has(self, pool: str, look: Callable[[Pool], object], seconds: float) -> bool:
+        """Whether a pool has what *look* looks for. Raises :class:`UnavailableError` if it does not say so soon."""
         try:
-            await self._place(pool).glance(lambda p: p.volume(volume), seconds)
+            await self._place(pool).glance(look, seconds)
         except NotFoundError:
             return False
         return True
@@ -417,6 +417,14 @@ class Pools:
         """Move a volume to the trash, from where it is purged in the background; nothing to do if it is gone."""
         try:
             await self._locked(pool, volume, lambda p: p.trash(volume))
+        except NotFoundError:
+            return
+        self._place(pool).discarded.set()
+
+    async def discard_snapshot(self, pool: str, snapshot: str) -> None:
+        """Move a snapshot to the trash; nothing to do if it is gone."""
+        try:
+            await self._place(pool).run(lambda p: p.delete_snapshot(snapshot))
         except NotFoundError:
             return
         self._place(pool).discarded.set()
@@ -440,6 +448,10 @@ class Pools:
     async def run(self, pool: str, action: Callable[[Pool], T]) -> T:
         """The result of *action*, in one of the pool's threads."""
         return await self._place(pool).run(action)
+
+    async def run_long(self, pool: str, action: Callable[[Pool], T]) -> T:
+        """The same for what may take long: never given up, two at a time."""
+        return await self._place(pool).run_long(action)
 
     async def capacity(self, pool: str) -> PoolCapacity:
         """What a pool holds."""

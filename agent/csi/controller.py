@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Final
 
 from google.protobuf.wrappers_pb2 import Int64Value
 
 from agent.csi import csi_pb2 as pb
-from agent.csi import fields, parameters, topology
+from agent.csi import fields, paging, parameters, topology
 from agent.csi.refusal import Code, Refused, invalid
+from agent.csi.snapshots import Snapshots
+from agent.csi.sources import Jobs, Source, at_rest
 from agent.csi.volumes import KIND, Handle, Locks, Volumes
 from fusevol.errors import CorruptError, InvalidError, NotFoundError
 from fusevol.pool import Volume, VolumeRequest
@@ -21,6 +21,9 @@ _CAN: Final = (
     _Rpc.CREATE_DELETE_VOLUME,
     _Rpc.LIST_VOLUMES,
     _Rpc.GET_CAPACITY,
+    _Rpc.CREATE_DELETE_SNAPSHOT,
+    _Rpc.LIST_SNAPSHOTS,
+    _Rpc.CLONE_VOLUME,
     _Rpc.EXPAND_VOLUME,
     _Rpc.VOLUME_CONDITION,
     _Rpc.GET_VOLUME,
@@ -35,8 +38,12 @@ there is no VolumeAttributesClass."""
 class Controller:
     """For the trio loop."""
 
-    def __init__(self, volumes: Volumes, locks: Locks, node: str, *, per_node: bool = False) -> None:
+    def __init__(
+        self, volumes: Volumes, locks: Locks, jobs: Jobs[Volume], node: str, *, per_node: bool = False
+    ) -> None:
         """*per_node*: other nodes have drivers of their own, and a call about a volume may come to the wrong one."""
+        self._jobs = jobs
+        self._snapshots = Snapshots(volumes, locks, jobs)
         self._can = [one for one in _CAN if not (per_node and one in _FINDS_ITS_NODE)]
         self._volumes = volumes
         self._locks = locks
@@ -58,9 +65,10 @@ class Controller:
         fields.capabilities(request.volume_capabilities, Code.INVALID_ARGUMENT)
         size = fields.capacity_range(request.capacity_range, present=request.HasField("capacity_range"))
         wanted = parameters.wanted(request.parameters, request.mutable_parameters)
+        source = None
         if request.HasField("volume_content_source"):
-            await self._refuse_source(request.volume_content_source)
-        pool = wanted.pool or self._volumes.pools.preferred
+            source = Source.read(request.volume_content_source, self._volumes.pools.names)
+        pool = wanted.pool or (source.handle.pool if source is not None else self._volumes.pools.preferred)
         if pool not in self._volumes.pools.names:
             raise invalid(f'There is no pool "{pool}" on this node.')
         if not topology.reachable(self._node, request.accessibility_requirements):
@@ -69,37 +77,49 @@ class Controller:
         async with self._locks.hold(handle.volume):
             found = await self._volumes.find(*handle)
             if found is None:
-                if (other := await self._volumes.elsewhere(*handle)) is not None:
+                other = await self._volumes.elsewhere(pool, lambda p: p.volume(handle.volume))
+                if other is not None:
                     raise Refused(Code.ALREADY_EXISTS, f"The volume {name} exists in the pool {other}.")
-                found = await self._provision(handle, name, size.choose(), wanted)
-            _check_same(found, name, size, wanted)
+                found = await self._provision(handle, name, size, wanted, source)
+            _check_same(found, name, size, wanted, source)
         return pb.CreateVolumeResponse(volume=self._shown(handle, found))
 
-    async def _refuse_source(self, source: pb.VolumeContentSource) -> None:
-        if source.WhichOneof("type") == "volume":
-            await self._volumes.get(source.volume.volume_id)
-        elif source.WhichOneof("type") == "snapshot":
-            raise Refused(Code.NOT_FOUND, "There is no such snapshot: this driver makes none.")
-        raise invalid("A volume cannot be made from another one: ask for an empty one and copy the data.")
-
-    async def _provision(self, handle: Handle, name: str, capacity: int, wanted: parameters.Wanted) -> Volume:
+    async def _provision(
+        self, handle: Handle, name: str, size: fields.Range, wanted: parameters.Wanted, source: Source | None
+    ) -> Volume:
         pools = self._volumes.pools
+        content = await source.find(self._volumes) if source is not None else None
+        capacity = size.choose(content.capacity_bytes or 0 if content is not None else 0)
         total = (await pools.room(handle.pool)).total
         if capacity > total:
             raise Refused(
                 Code.RESOURCE_EXHAUSTED, f"The pool {handle.pool} has {total} bytes in all: it cannot hold {capacity}."
             )
-        return await pools.provision(
+        request = VolumeRequest(
+            id=handle.volume,
+            capacity_bytes=capacity,
+            inode_limit=wanted.inodes,
+            enforced=wanted.enforced,
+            owner=wanted.owner,
+            mode=wanted.mode,
+            labels={"kind": KIND, "name": name, "asked": wanted.asked, **({"source": str(source)} if source else {})},
+        )
+        if source is None or content is None:
+            return await pools.provision(handle.pool, request)
+        return await self._jobs.result(f"volume {handle}", lambda: self._copy(handle, request, source, content))
+
+    async def _copy(self, handle: Handle, request: VolumeRequest, source: Source, content: Volume) -> Volume:
+        pools = self._volumes.pools
+        if source.is_snapshot:
+            async with self._locks.hold(f"snapshot {source.handle.volume}"):
+                return await pools.run_long(handle.pool, lambda p: p.provision(request, content))
+        can = await pools.run(handle.pool, lambda p: p.driver.capabilities())
+        return await at_rest(
+            self._volumes,
+            source.handle,
             handle.pool,
-            VolumeRequest(
-                id=handle.volume,
-                capacity_bytes=capacity,
-                inode_limit=wanted.inodes,
-                enforced=wanted.enforced,
-                owner=wanted.owner,
-                mode=wanted.mode,
-                labels={"kind": KIND, "name": name, "asked": wanted.asked},
-            ),
+            lambda p: p.provision(request, content),
+            instant=can.clone == "instant" and handle.pool == source.handle.pool,
         )
 
     async def delete_volume(self, request: pb.DeleteVolumeRequest) -> pb.DeleteVolumeResponse:
@@ -107,9 +127,9 @@ class Controller:
         handle = Handle.parse(fields.text(request.volume_id, "volume_id"))
         if handle is None or handle.pool not in self._volumes.pools.names:
             return pb.DeleteVolumeResponse()
-        async with self._locks.hold(handle.volume):
+        async with self._locks.hold(handle.volume), self._volumes.still(handle):
             try:
-                await self._volumes.own(str(handle))
+                await self._volumes.get(str(handle))
             except Refused as e:
                 if e.code == Code.NOT_FOUND:
                     return pb.DeleteVolumeResponse()
@@ -152,15 +172,11 @@ class Controller:
 
     async def list_volumes(self, request: pb.ListVolumesRequest) -> pb.ListVolumesResponse:
         """The volumes that were made here, in the order of their handles."""
-        if request.max_entries < 0:
-            raise invalid("max_entries is negative.")
-        after = _read_token(request.starting_token, self._volumes.pools.names)
         found: list[tuple[Handle, Volume]] = []
         for pool in self._volumes.pools.names:
             listed = await self._volumes.pools.volumes(pool)
             found += [(Handle(pool, v.id), v) for v in listed if v.labels.get("kind") == KIND]
-        left = sorted((one for one in found if after is None or one[0] > after), key=lambda one: one[0])
-        page = left[: request.max_entries or len(left)]
+        page, token = paging.page(found, request.max_entries, request.starting_token, self._volumes.pools.names)
         return pb.ListVolumesResponse(
             entries=[
                 pb.ListVolumesResponse.Entry(
@@ -171,13 +187,13 @@ class Controller:
                 )
                 for handle, volume in page
             ],
-            next_token=_token(page[-1][0]) if len(page) < len(left) else "",
+            next_token=token,
         )
 
     async def controller_get_volume(self, request: pb.ControllerGetVolumeRequest) -> pb.ControllerGetVolumeResponse:
         """A volume, and how it is."""
         fields.text(request.volume_id, "volume_id")
-        handle, volume = await self._volumes.own(request.volume_id)
+        handle, volume = await self._volumes.get(request.volume_id)
         condition = await self._volumes.condition(handle.pool, handle.mount_id)
         return pb.ControllerGetVolumeResponse(
             volume=self._shown(handle, volume),
@@ -202,6 +218,20 @@ class Controller:
             available_capacity=available, minimum_volume_size=Int64Value(value=fields.SMALLEST)
         )
 
+    # -- snapshots
+
+    async def create_snapshot(self, request: pb.CreateSnapshotRequest) -> pb.CreateSnapshotResponse:
+        """See :meth:`Snapshots.create`."""
+        return await self._snapshots.create(request)
+
+    async def delete_snapshot(self, request: pb.DeleteSnapshotRequest) -> pb.DeleteSnapshotResponse:
+        """See :meth:`Snapshots.delete`."""
+        return await self._snapshots.delete(request)
+
+    async def list_snapshots(self, request: pb.ListSnapshotsRequest) -> pb.ListSnapshotsResponse:
+        """See :meth:`Snapshots.listed`."""
+        return await self._snapshots.listed(request)
+
     # -- changed
 
     async def controller_expand_volume(
@@ -221,9 +251,9 @@ class Controller:
         """Change limits beside the size."""
         fields.text(request.volume_id, "volume_id")
         limits = parameters.mutable_limits(request.mutable_parameters)
-        handle, _ = await self._volumes.own(request.volume_id)
+        handle, _ = await self._volumes.get(request.volume_id)
         async with self._locks.hold(handle.volume):
-            _, volume = await self._volumes.own(request.volume_id)
+            _, volume = await self._volumes.get(request.volume_id)
             if limits and volume.quota == "none":
                 raise invalid(f'The volume {handle} was made with quota "none": nobody counts its inodes.')
             if limits:
@@ -237,14 +267,15 @@ class Controller:
             volume_id=str(handle),
             capacity_bytes=volume.capacity_bytes or 0,
             accessible_topology=[topology.of(self._node)],
+            content_source=source.shown() if (source := Source.remembered(volume.labels.get("source", ""))) else None,
         )
 
 
 async def expand(volumes: Volumes, locks: Locks, volume_id: str, size: fields.Range) -> int:
     """Have a volume at least as large as is required; the bytes that it has then."""
-    handle, _ = await volumes.own(volume_id)
+    handle, _ = await volumes.get(volume_id)
     async with locks.hold(handle.volume):
-        _, volume = await volumes.own(volume_id)
+        _, volume = await volumes.get(volume_id)
         current = volume.capacity_bytes or 0
         capacity = max(current, size.required)
         if not size.allows(capacity):
@@ -257,13 +288,15 @@ async def expand(volumes: Volumes, locks: Locks, volume_id: str, size: fields.Ra
     return capacity
 
 
-def _check_same(found: Volume, name: str, size: fields.Range, wanted: parameters.Wanted) -> None:
+def _check_same(found: Volume, name: str, size: fields.Range, wanted: parameters.Wanted, source: Source | None) -> None:
     """Raise ALREADY_EXISTS unless *found* is what a CreateVolume request asks for."""
     labels = found.labels
     if labels.get("kind") != KIND or labels.get("name") != name:
         raise Refused(Code.ALREADY_EXISTS, f"Another volume has the id {found.id}.")
     if not size.allows(found.capacity_bytes or 0):
         raise Refused(Code.ALREADY_EXISTS, f"The volume {name} exists with {found.capacity_bytes} bytes.")
+    if labels.get("source", "") != (str(source) if source is not None else ""):
+        raise Refused(Code.ALREADY_EXISTS, f"The volume {name} exists, and was not made of the same source.")
     if labels.get("asked") != wanted.asked:
         raise Refused(Code.ALREADY_EXISTS, f"The volume {name} exists with other parameters.")
 
@@ -278,22 +311,3 @@ def _check_parameters(volume: Volume, given: Mapping[str, str], mutable: Mapping
 def well(message: str) -> pb.VolumeCondition:
     """A condition; abnormal if there is a *message*."""
     return pb.VolumeCondition(abnormal=bool(message), message=message or "The volume is well.")
-
-
-def _token(handle: Handle) -> str:
-    """Where the next page begins: behind *handle*, whatever has come and gone meanwhile."""
-    return base64.urlsafe_b64encode(f"v1:{handle}".encode()).decode()
-
-
-def _read_token(token: str, pools: Sequence[str]) -> Handle | None:
-    """None for the first page. Raises ABORTED, upon which a CO begins anew."""
-    if not token:
-        return None
-    try:
-        text = base64.b64decode(token.encode("ascii"), altchars=b"-_", validate=True).decode()
-    except (binascii.Error, ValueError):
-        text = ""
-    handle = Handle.parse(text.removeprefix("v1:")) if text.startswith("v1:") else None
-    if handle is None or handle.pool not in pools:
-        raise Refused(Code.ABORTED, "starting_token is none that was given out: begin the list anew.")
-    return handle

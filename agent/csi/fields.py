@@ -88,12 +88,14 @@ class Range(NamedTuple):
         """Whether a volume of *size* bytes is what was asked for."""
         return self.required <= size and (not self.limit or size <= self.limit)
 
-    def choose(self) -> int:
-        """The size of a new volume. Raises OUT_OF_RANGE."""
+    def choose(self, content: int = 0) -> int:
+        """The size of a new volume, which begins with that of one of *content* bytes. Raises OUT_OF_RANGE."""
         if self.limit and self.limit < SMALLEST:
             raise Refused(Code.OUT_OF_RANGE, f"A volume has at least {SMALLEST} bytes; the limit is {self.limit}.")
-        if self.required:
-            return max(self.required, SMALLEST)
+        if (self.required and self.required < content) or (self.limit and self.limit < content):
+            raise Refused(Code.OUT_OF_RANGE, f"What the volume is to begin with has {content} bytes.")
+        if self.required or content:
+            return max(self.required, content, SMALLEST)
         return min(DEFAULT_SIZE, self.limit or DEFAULT_SIZE)
 
 

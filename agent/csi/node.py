@@ -216,7 +216,7 @@ class Node:
         size = fields.capacity_range(request.capacity_range, present=request.HasField("capacity_range"))
         if request.HasField("volume_capability"):
             fields.capability(request.volume_capability, unsupported=Code.INVALID_ARGUMENT)
-        await self._volumes.own(request.volume_id)
+        await self._volumes.get(request.volume_id)
         await self._row(request.volume_id, request.volume_path, request.staging_target_path)
         return pb.NodeExpandVolumeResponse(
             capacity_bytes=await expand(self._volumes, self._locks, request.volume_id, size)

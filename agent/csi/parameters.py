@@ -17,7 +17,8 @@ RESERVED: Final = "csi.storage.k8s.io/"
 """Keys of Kubernetes' own; those below say for whom a volume is (external-provisioner, --extra-create-metadata)."""
 _OWNER: Final = {"pvc/name": "claim", "pvc/namespace": "namespace", "pv/name": "volume"}
 _MUTABLE: Final = {"inodes"}
-_PLAIN: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,99}", re.ASCII)
+_PLAIN: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,62}", re.ASCII)
+"""As long as a pool's name may be, too: both make a handle, which has at most 128 bytes."""
 
 
 class Wanted(NamedTuple):

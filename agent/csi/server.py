@@ -32,6 +32,7 @@ from agent.csi.identity import Identity
 from agent.csi.node import Node
 from agent.csi.refusal import Code, Refused, code_of
 from agent.csi.settings import Settings
+from agent.csi.sources import Jobs
 from agent.csi.volumes import Locks, Volumes
 from agent.hazard import Hazards
 from agent.pools import Pools
@@ -60,18 +61,22 @@ async def serve(
     mounter: Mounter,
     supervisor: Supervisor,
     hazards: Hazards,
+    nursery: trio.Nursery,
     node: str,
     ready: Callable[[], bool],
     step: Step = no_step,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve the driver until cancelled. Raises :class:`UsageError` or :class:`UnavailableError` for its socket."""
+    """Serve the driver until cancelled; copies that outlast their call go on in *nursery*.
+
+    Raises :class:`UsageError` or :class:`UnavailableError` for its socket.
+    """
     volumes, locks = Volumes(pools, mounter, supervisor), Locks()
     on_node = Node(volumes=volumes, locks=locks, hazards=hazards, settings=settings, node=node, step=step)
     await on_node.forget_earlier_boots()
     services: dict[str, object] = {
         "Identity": Identity(ready),
-        "Controller": Controller(volumes, locks, node, per_node=settings.per_node),
+        "Controller": Controller(volumes, locks, Jobs(nursery), node, per_node=settings.per_node),
         "Node": on_node,
     }
     bridge = _Bridge(trio.lowlevel.current_trio_token())

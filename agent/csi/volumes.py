@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Final, NamedTuple
 from weakref import WeakValueDictionary
 
@@ -16,7 +16,7 @@ from agent.supervisor import Supervisor
 from agent.volumes.attachments import Attachment, mount_id
 from agent.volumes.mounter import Mounter
 from fusevol.errors import CorruptError, InvalidError, NotFoundError, UnavailableError
-from fusevol.pool import Volume
+from fusevol.pool import Pool, Volume
 
 KIND: Final = "csi"
 """The label ``kind`` of volumes that CreateVolume makes."""
@@ -99,24 +99,22 @@ class Volumes:
         self._supervisor = supervisor
 
     async def get(self, text: str) -> tuple[Handle, Volume]:
-        """The volume with a handle. Raises NOT_FOUND for whatever is none: unknown, malformed, a Pod's own."""
+        """The volume with a handle. Raises NOT_FOUND for whatever is none.
+
+        That is also one of the agent's own claims: nobody else may know of a mount, or end what a claim stands for.
+        """
         handle = Handle.parse(text)
         volume = None
         if handle is not None:
-            try:
+            with contextlib.suppress(NotFoundError, InvalidError):
                 volume = await self.pools.volume(*handle)
-            except (NotFoundError, InvalidError):
-                volume = None
-        if handle is None or volume is None or volume.labels.get("kind") not in {KIND, "claim"}:
+        if handle is None or volume is None or volume.labels.get("kind") != KIND:
             raise Refused(Code.NOT_FOUND, "There is no such volume.")
         return handle, volume
 
-    async def own(self, text: str) -> tuple[Handle, Volume]:
-        """As :meth:`get`; one that belongs to a claim of the agent's own is not for a CO to change."""
-        handle, volume = await self.get(text)
-        if volume.labels["kind"] != KIND:
-            raise Refused(Code.FAILED_PRECONDITION, f"The volume {handle} belongs to a claim that the agent keeps.")
-        return handle, volume
+    def still(self, handle: Handle) -> trio.Lock:
+        """Held, nobody mounts the volume, not by other ways than CSI either."""
+        return self.mounter.lock(Attachment(target="", kind="persistent", pool=handle.pool, volume=handle.volume))
 
     async def find(self, pool: str, volume: str) -> Volume | None:
         """A volume of a pool, None if there is none."""
@@ -125,19 +123,19 @@ class Volumes:
         except NotFoundError:
             return None
 
-    async def elsewhere(self, pool: str, volume: str) -> str | None:
-        """The other pool that has a volume of this id. One that does not answer soon is passed over."""
+    async def elsewhere(self, pool: str, look: Callable[[Pool], object]) -> str | None:
+        """The other pool that has what *look* looks for. One that does not answer soon is passed over."""
         found: list[str] = []
 
-        async def look(other: str) -> None:
+        async def ask(other: str) -> None:
             with contextlib.suppress(UnavailableError, CorruptError):
-                if await self.pools.has(other, volume, _GLANCE):
+                if await self.pools.has(other, look, _GLANCE):
                     found.append(other)
 
         async with trio.open_nursery() as nursery:
             for other in self.pools.names:
                 if other != pool and not self.pools.hangs(other):
-                    nursery.start_soon(look, other)
+                    nursery.start_soon(ask, other)
         return found[0] if found else None
 
     def attachments(self, handle: Handle) -> list[Attachment]:

@@ -94,7 +94,7 @@ REFUSED: list[tuple[dict[str, Any], Code, str]] = [
             )
         },
         Code.NOT_FOUND,
-        "no such snapshot",
+        "no such volume or snapshot",
     ),
 ]
 """What is wrong with a CreateVolume request, the code, and words of the sentence."""
@@ -152,19 +152,28 @@ def test_handles_from_outside_are_never_paths(kubelet: Kubelet, agent: CsiAgent)
     assert (agent.pool / "x" / "volume.json").exists()
 
 
-def test_volumes_of_the_agents_own_claims_are_not_a_cos_to_change(kubelet: Kubelet, agent: CsiAgent) -> None:
-    """A claim's volume may be staged by its handle, but not deleted or grown, and it is not listed."""
-    volume = f"default/{api.bound_claim(agent, 'data')}"
+def test_volumes_of_the_agents_own_claims_are_none_of_a_cos(kubelet: Kubelet, agent: CsiAgent) -> None:
+    """A claim's volume, a Pod's own and what CSI calls inline cannot be named by a handle, and stay when they are."""
+    kubelet.inline("csi-1", size="1Mi")
+    api.call_out(agent, "emptyDir", agent.directory / "empty")
+    api.bound_claim(agent, "data")
     plugin = kubelet.plugin
-    deleted = plugin.refusal("DeleteVolume", volume_id=volume)[0]
-    grown = plugin.refusal("ControllerExpandVolume", volume_id=volume, capacity_range=Range(required_bytes=1 << 30))[0]
-    listed = list(plugin.call("ListVolumes").entries)
-    kubelet.stage(volume)
-    target = kubelet.publish(volume)
-    (target / "f").write_text("x")
+    names = os.listdir(agent.pool / "volumes")
+    codes = set()
+    for name in names:
+        volume = f"default/{name}"
+        plugin.call("DeleteVolume", volume_id=volume)
+        stage = {"volume_id": volume, "staging_target_path": "/x", "volume_capability": capability()}
+        codes |= {
+            plugin.refusal("ControllerExpandVolume", volume_id=volume, capacity_range=Range(required_bytes=1 << 30))[0],
+            plugin.refusal("CreateSnapshot", name="s", source_volume_id=volume)[0],
+            plugin.refusal("NodeStageVolume", **stage)[0],
+        }
 
-    assert (deleted, grown) == (Code.FAILED_PRECONDITION, Code.FAILED_PRECONDITION)
-    assert listed == []
+    assert codes == {Code.NOT_FOUND}
+    assert len(names) == 3
+    assert os.listdir(agent.pool / "volumes") == names
+    assert plugin.call("ListVolumes").entries == []
 
 
 def test_list_pages_while_volumes_come_and_go(kubelet: Kubelet) -> None:

@@ -1,0 +1,119 @@
+"""Snapshots, the part of the Controller service that is about them."""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import Final
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from agent.csi import csi_pb2 as pb
+from agent.csi import fields, paging, parameters
+from agent.csi.refusal import Code, Refused, invalid
+from agent.csi.sources import Jobs, at_rest
+from agent.csi.volumes import KIND, Handle, Locks, Volumes
+from fusevol.errors import InvalidError, NotFoundError
+from fusevol.pool import Volume
+from fusevol.pool.record import SNAPSHOT_OF
+
+_RESERVED: Final = parameters.RESERVED
+
+
+class Snapshots:
+    """For the trio loop."""
+
+    def __init__(self, volumes: Volumes, locks: Locks, jobs: Jobs[Volume]) -> None:
+        self._volumes = volumes
+        self._locks = locks
+        self._jobs = jobs
+
+    async def create(self, request: pb.CreateSnapshotRequest) -> pb.CreateSnapshotResponse:
+        """Keep what a volume has now; the same request again finds it kept."""
+        name = fields.name(request.name)
+        fields.text(request.source_volume_id, "source_volume_id")
+        unknown = sorted(k for k in fields.mapping(request.parameters, "parameters") if not k.startswith(_RESERVED))
+        if unknown:
+            raise invalid(f"A snapshot has no parameters; unknown are {', '.join(unknown)}.")
+        source = Handle.parse(request.source_volume_id)
+        if source is None or source.pool not in self._volumes.pools.names:
+            raise Refused(Code.NOT_FOUND, "There is no such volume.")
+        handle = Handle(source.pool, parameters.volume_id(name))
+        async with self._locks.hold(f"snapshot {handle.volume}"):
+            made = await self._find(handle)
+            if made is None:
+                other = await self._volumes.elsewhere(handle.pool, lambda p: p.find_snapshot(handle.volume))
+                if other is not None:
+                    raise Refused(Code.ALREADY_EXISTS, f"The snapshot {name} exists in the pool {other}.")
+                await self._volumes.get(request.source_volume_id)
+                made = await self._jobs.result(f"snapshot {handle}", lambda: self._make(source, handle.volume, name))
+            if _source(handle, made) != source or made.labels.get("name") != name:
+                raise Refused(Code.ALREADY_EXISTS, f"The snapshot {name} exists, of another volume.")
+        return pb.CreateSnapshotResponse(snapshot=_shown(handle, made))
+
+    async def _find(self, handle: Handle) -> Volume | None:
+        try:
+            return await self._volumes.pools.run(handle.pool, lambda p: p.find_snapshot(handle.volume))
+        except (NotFoundError, InvalidError):
+            return None
+
+    async def _make(self, source: Handle, identity: str, name: str) -> Volume:
+        can = await self._volumes.pools.run(source.pool, lambda p: p.driver.capabilities())
+        labels = {"kind": KIND, "name": name}
+        return await at_rest(
+            self._volumes,
+            source,
+            source.pool,
+            lambda p: p.snapshot(source.volume, identity, labels),
+            instant=can.snapshot == "instant",
+        )
+
+    async def delete(self, request: pb.DeleteSnapshotRequest) -> pb.DeleteSnapshotResponse:
+        """Remove a snapshot; nothing to do for one that is not there."""
+        handle = Handle.parse(fields.text(request.snapshot_id, "snapshot_id"))
+        if handle is None or handle.pool not in self._volumes.pools.names:
+            return pb.DeleteSnapshotResponse()
+        async with self._locks.hold(f"snapshot {handle.volume}"):
+            found = await self._find(handle)
+            if found is None:
+                return pb.DeleteSnapshotResponse()
+            if found.labels.get("kind") != KIND:
+                raise Refused(Code.FAILED_PRECONDITION, f"The snapshot {handle} is one that the agent keeps.")
+            await self._volumes.pools.discard_snapshot(*handle)
+        return pb.DeleteSnapshotResponse()
+
+    async def listed(self, request: pb.ListSnapshotsRequest) -> pb.ListSnapshotsResponse:
+        """The snapshots that were made here, in the order of their handles, or those that a filter lets through."""
+        wanted = (request.source_volume_id, request.snapshot_id)
+        found = [
+            (handle, one)
+            for handle, one in await self._all()
+            if wanted[0] in {"", str(_source(handle, one))} and wanted[1] in {"", str(handle)}
+        ]
+        page, token = paging.page(found, request.max_entries, request.starting_token, self._volumes.pools.names)
+        entry = pb.ListSnapshotsResponse.Entry
+        return pb.ListSnapshotsResponse(
+            entries=[entry(snapshot=_shown(handle, one)) for handle, one in page], next_token=token
+        )
+
+    async def _all(self) -> list[tuple[Handle, Volume]]:
+        found = []
+        for pool in self._volumes.pools.names:
+            kept = await self._volumes.pools.run(pool, lambda p: p.snapshots())
+            found += [(Handle(pool, one.id), one) for one in kept if one.labels.get("kind") == KIND]
+        return found
+
+
+def _source(handle: Handle, kept: Volume) -> Handle:
+    return Handle(handle.pool, kept.labels.get(SNAPSHOT_OF, ""))
+
+
+def _shown(handle: Handle, kept: Volume) -> pb.Snapshot:
+    created = Timestamp()
+    created.FromDatetime(dt.datetime.fromisoformat(kept.created))
+    return pb.Snapshot(
+        snapshot_id=str(handle),
+        source_volume_id=str(_source(handle, kept)),
+        size_bytes=kept.capacity_bytes or 0,
+        creation_time=created,
+        ready_to_use=True,
+    )

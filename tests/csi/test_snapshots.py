@@ -1,0 +1,216 @@
+"""Snapshots and what is made of them: restored volumes, clones; what is refused; copies that outlast their call."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from agent.csi import csi_pb2 as pb
+from agent.csi.refusal import Code
+from tests.conftest import LoopFs
+from tests.csi.conftest import CsiAgent
+from tests.support.csi import MIB, Kubelet, capability
+from tests.support.logs import LogCheck
+from tests.support.polling import eventually
+
+pytestmark = pytest.mark.root
+
+Range = pb.CapacityRange
+
+
+def of_snapshot(handle: str) -> pb.VolumeContentSource:
+    return pb.VolumeContentSource(snapshot=pb.VolumeContentSource.SnapshotSource(snapshot_id=handle))
+
+
+def of_volume(handle: str) -> pb.VolumeContentSource:
+    return pb.VolumeContentSource(volume=pb.VolumeContentSource.VolumeSource(volume_id=handle))
+
+
+def written(kubelet: Kubelet, volume: str, text: str) -> None:
+    """Mount a volume, write *text* into its file ``f``, and unmount it."""
+    kubelet.stage(volume)
+    (kubelet.publish(volume) / "f").write_text(text)
+    kubelet.unpublish(volume)
+    kubelet.unstage(volume)
+
+
+def read(kubelet: Kubelet, volume: str) -> str:
+    """Mount a volume, read its file ``f``, and unmount it."""
+    kubelet.stage(volume)
+    text = (kubelet.publish(volume) / "f").read_text()
+    kubelet.unpublish(volume)
+    kubelet.unstage(volume)
+    return text
+
+
+def test_a_snapshot_outlives_its_volume(kubelet: Kubelet, agent: CsiAgent) -> None:
+    """A snapshot keeps what was there, also when the volume is gone; volumes made of it begin with that, echo it, and
+    keep their own limits."""
+    plugin = kubelet.plugin
+    volume = plugin.create("v", 8 * MIB)
+    written(kubelet, volume, "before")
+    made = plugin.call("CreateSnapshot", name="s", source_volume_id=volume).snapshot
+    again = plugin.call("CreateSnapshot", name="s", source_volume_id=volume).snapshot
+    written(kubelet, volume, "after")
+    clone = plugin.create("c", 8 * MIB, volume_content_source=of_volume(volume))
+    plugin.call("DeleteVolume", volume_id=volume)
+    fields = {"name": "r", "volume_capabilities": [capability()], "volume_content_source": of_snapshot("default/s")}
+    restored = plugin.call("CreateVolume", capacity_range=Range(required_bytes=16 * MIB), **fields).volume
+    same = plugin.call("CreateVolume", **fields).volume
+    texts = [read(kubelet, clone), read(kubelet, restored.volume_id)]
+    kubelet.stage(restored.volume_id)
+    with pytest.raises(OSError, match="No space"):
+        (kubelet.publish(restored.volume_id) / "g").write_bytes(bytes(17 * MIB))
+    plugin.call("DeleteSnapshot", snapshot_id="default/s")
+    plugin.call("DeleteSnapshot", snapshot_id="default/s")
+
+    assert (made.snapshot_id, made.source_volume_id, made.size_bytes) == ("default/s", volume, 8 * MIB)
+    assert (made.ready_to_use, made.creation_time.seconds > 0) == (True, True)
+    assert made == again
+    assert texts == ["after", "before"]
+    assert restored.content_source == same.content_source == of_snapshot("default/s")
+    assert restored.capacity_bytes == 16 * MIB
+    eventually(lambda: not os.listdir(agent.pool / "trash"), what="what was deleted is gone")
+    assert os.listdir(agent.pool / "snapshots") == os.listdir(agent.pool / "tmp") == []
+
+
+def test_what_cannot_be_restored_is_refused(kubelet: Kubelet) -> None:
+    """Unknown sources, sizes that are too small, names that are taken: each has its code."""
+    plugin = kubelet.plugin
+    volume, other = plugin.create("v", 8 * MIB), plugin.create("w", 8 * MIB)
+    snapshot = plugin.call("CreateSnapshot", name="s", source_volume_id=volume).snapshot.snapshot_id
+    base = {"name": "r", "volume_capabilities": [capability()]}
+    refused = [
+        plugin.refusal("CreateSnapshot", name="s", source_volume_id=other),
+        plugin.refusal("CreateSnapshot", name="t", source_volume_id="default/none"),
+        plugin.refusal("CreateSnapshot", name="t", source_volume_id=volume, parameters={"colour": "red"}),
+        plugin.refusal("CreateVolume", **base, volume_content_source=of_snapshot("default/none")),
+        plugin.refusal("CreateVolume", **base, volume_content_source=of_snapshot("default/../s")),
+        plugin.refusal("CreateVolume", **base, volume_content_source=of_volume("nopool/v")),
+        plugin.refusal("CreateVolume", **base, volume_content_source=pb.VolumeContentSource()),
+        plugin.refusal(
+            "CreateVolume", **base, volume_content_source=of_snapshot(snapshot),
+            capacity_range=Range(required_bytes=4 * MIB),
+        ),
+        plugin.refusal(
+            "CreateVolume", **base, volume_content_source=of_volume(volume), capacity_range=Range(limit_bytes=4 * MIB)
+        ),
+        plugin.refusal(
+            "CreateVolume", **(base | {"name": "v"}), volume_content_source=of_snapshot(snapshot),
+            capacity_range=Range(required_bytes=8 * MIB),
+        ),
+    ]  # fmt: skip
+
+    assert [code for code, _ in refused] == [
+        Code.ALREADY_EXISTS,
+        Code.NOT_FOUND,
+        Code.INVALID_ARGUMENT,
+        Code.NOT_FOUND,
+        Code.NOT_FOUND,
+        Code.NOT_FOUND,
+        Code.INVALID_ARGUMENT,
+        Code.OUT_OF_RANGE,
+        Code.OUT_OF_RANGE,
+        Code.ALREADY_EXISTS,
+    ], refused
+
+
+def test_snapshots_are_listed(kubelet: Kubelet) -> None:
+    """In pages, by source, by id; what matches nothing is an empty list, and a bad token ABORTED."""
+    plugin = kubelet.plugin
+    a, b = plugin.create("a", MIB), plugin.create("b", MIB)
+    handles = [
+        plugin.call("CreateSnapshot", name=f"s{i}", source_volume_id=(a, b)[i % 2]).snapshot.snapshot_id
+        for i in range(5)
+    ]
+
+    def listed(**fields: object) -> list[str]:
+        return [entry.snapshot.snapshot_id for entry in plugin.call("ListSnapshots", **fields).entries]
+
+    first = plugin.call("ListSnapshots", max_entries=2)
+    rest = listed(starting_token=first.next_token)
+    filtered = [
+        listed(source_volume_id=b),
+        listed(snapshot_id=handles[3]),
+        listed(snapshot_id=handles[3], source_volume_id=a),
+        listed(source_volume_id="../x"),
+    ]
+    token = plugin.refusal("ListSnapshots", starting_token=handles[0])[0]
+
+    assert [e.snapshot.snapshot_id for e in first.entries] + rest == handles
+    assert filtered == [[handles[1], handles[3]], [handles[3]], [], []]
+    assert token == Code.ABORTED
+
+
+def test_a_volume_in_use_on_a_plain_pool(kubelet: Kubelet) -> None:
+    """Where files are copied one by one, a volume that is staged is neither kept nor cloned, with a reason."""
+    plugin = kubelet.plugin
+    volume = plugin.create("v", MIB)
+    kubelet.stage(volume)
+    kept = plugin.refusal("CreateSnapshot", name="s", source_volume_id=volume)
+    cloned = plugin.refusal(
+        "CreateVolume", name="c", volume_capabilities=[capability()], volume_content_source=of_volume(volume)
+    )
+
+    assert (kept[0], cloned[0]) == (Code.FAILED_PRECONDITION, Code.FAILED_PRECONDITION)
+    assert "unstage it first" in kept[1]
+
+
+@pytest.fixture
+def on_btrfs(workdir: Path, logs: LogCheck, loop_fs: LoopFs) -> Iterator[Kubelet]:
+    """A kubelet with a driver whose pool is on btrfs."""
+    point = loop_fs("btrfs", 256 * MIB)
+    agent = CsiAgent(workdir, logs)
+    try:
+        agent.start("--pool", f"default={point}/pool")
+        with contextlib.closing(Kubelet(agent)) as kubelet:
+            yield kubelet
+    finally:
+        agent.close()
+
+
+def test_a_volume_in_use_on_btrfs(on_btrfs: Kubelet) -> None:
+    """There a snapshot and a clone are one moment of a volume that goes on being used."""
+    plugin = on_btrfs.plugin
+    volume = plugin.create("v", 32 * MIB)
+    on_btrfs.stage(volume)
+    target = on_btrfs.publish(volume)
+    (target / "f").write_text("before")
+    os.sync()
+    snapshot = plugin.call("CreateSnapshot", name="s", source_volume_id=volume).snapshot.snapshot_id
+    clone = plugin.create("c", 32 * MIB, volume_content_source=of_volume(volume))
+    (target / "f").write_text("after")
+    restored = plugin.create("r", 32 * MIB, volume_content_source=of_snapshot(snapshot))
+    texts = [read(on_btrfs, clone), read(on_btrfs, restored), (target / "f").read_text()]
+    stats = plugin.call("NodeGetVolumeStats", volume_id=volume, volume_path=str(target))
+    plugin.call("ControllerExpandVolume", volume_id=volume, capacity_range=Range(required_bytes=64 * MIB))
+    size = os.statvfs(target)
+
+    assert texts == ["before", "before", "after"]
+    assert stats.usage[0].total == 32 * MIB
+    assert size.f_blocks * size.f_frsize == 64 * MIB
+
+
+def test_a_copy_outlasts_its_call(kubelet: Kubelet, agent: CsiAgent) -> None:
+    """A call that is over before the copy is ends with its deadline; the next one finds the copy, not a second one."""
+    plugin = kubelet.plugin
+    volume = plugin.create("v", 64 * MIB)
+    kubelet.stage(volume)
+    target = kubelet.publish(volume)
+    for i in range(3000):
+        (target / str(i)).touch()
+    kubelet.unpublish(volume)
+    kubelet.unstage(volume)
+    code, _ = plugin.refusal("CreateSnapshot", 0.05, name="s", source_volume_id=volume)
+    meanwhile = len(os.listdir(agent.pool / "tmp"))
+    made = plugin.call("CreateSnapshot", name="s", source_volume_id=volume).snapshot
+
+    assert code == Code.DEADLINE_EXCEEDED
+    assert meanwhile == 1
+    assert made.ready_to_use
+    assert len(os.listdir(agent.pool / "snapshots" / "s" / "data")) == 3000
+    assert os.listdir(agent.pool / "tmp") == []
