@@ -10,6 +10,8 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from agent.config import DRIVER
+from agent.csi.settings import Settings
 from fusevol import objects
 
 ROOT = Path(__file__).parents[2] / "manifests"
@@ -31,9 +33,12 @@ def relative(path: Path) -> str:
 
 @pytest.mark.parametrize("path", FILES, ids=relative)
 def test_kubernetes_knows_every_field(path: Path) -> None:
-    """Every manifest passes the strict schema of a released Kubernetes."""
+    """Every manifest passes the strict schema of a released Kubernetes, or fusevol's own of the snapshot kinds."""
     found = documents(path)
     for document in found:
+        if document["apiVersion"].startswith("snapshot.storage.k8s.io/"):
+            objects.admit(document)
+            continue
         kubernetes_validate.validate(document, RELEASE, strict=True)
 
     assert found
@@ -93,6 +98,29 @@ def test_references_between_the_manifests_hold() -> None:
 
     assert namespaces == {"fusevol-system"}
     assert wanted <= everything.keys()
+
+
+def test_csi_is_deployed_as_the_driver_is() -> None:
+    """Names and the socket's path are the same everywhere, and only sidecars get a token for the API server."""
+    everything = {(d["kind"], d["metadata"]["name"]): d for p in FILES for d in documents(p) if "metadata" in d}
+    pod = everything["DaemonSet", "fusevol-agent"]["spec"]["template"]["spec"]
+    host = {v["name"]: v["hostPath"]["path"] for v in pod["volumes"] if "hostPath" in v}
+    config = yaml.safe_load(everything["ConfigMap", "fusevol-agent"]["data"]["agent.yaml"])
+    settings = Settings.parse(config["csi"])
+    arguments = {a for c in pod["containers"] for a in c.get("args", [])}
+    with_token = {c["name"] for c in pod["containers"] for m in c["volumeMounts"] if m["name"] == "token"}
+    rules = [r for d in everything.values() if d["kind"] in {"Role", "ClusterRole"} for r in d["rules"]]
+
+    assert settings is not None
+    assert settings.per_node
+    assert str(settings.endpoint) == f"{host['csi']}/csi.sock"
+    assert f"--kubelet-registration-path={settings.endpoint}" in arguments
+    assert ("CSIDriver", DRIVER) in everything
+    assert everything["StorageClass", "fusevol-csi"]["provisioner"] == DRIVER
+    assert everything["VolumeSnapshotClass", "fusevol-csi"]["driver"] == DRIVER
+    assert pod["automountServiceAccountToken"] is False
+    assert with_token == {"external-provisioner", "external-resizer"}
+    assert not any("*" in [*r["verbs"], *r["resources"], *r["apiGroups"]] for r in rules)
 
 
 def test_the_flexvolume_driver_answers_one_json_line_without_an_agent(tmp_path: Path) -> None:
