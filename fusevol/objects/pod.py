@@ -6,13 +6,16 @@ import copy
 from dataclasses import dataclass
 from typing import Any
 
-from fusevol.objects import claim, podspec
+from fusevol.objects import claim, podspec, projections
 from fusevol.objects.fields import Field
 from fusevol.objects.kinds import Obj
 from fusevol.objects.volume import canonical
 
-SERVED = ("emptyDir", "hostPath", "persistentVolumeClaim")
-"""Sources that fusevol mounts; the others are valid and wait for a later version."""
+SERVED = (
+    "emptyDir", "hostPath", "persistentVolumeClaim", "ephemeral", "secret", "configMap", "downwardAPI", "projected",
+    "csi", "flexVolume",
+)  # fmt: skip
+"""Sources that fusevol mounts."""
 
 _IMMUTABLE = (
     "pod updates may not change fields other than `spec.containers[*].image`,`spec.initContainers[*].image`,"
@@ -30,11 +33,6 @@ class PodVolume:
     """The source as its field is called: ``emptyDir``, ``hostPath``, ``secret`` ..."""
     options: Obj
     """The source's fields."""
-
-    @property
-    def served(self) -> bool:
-        """Whether this version of fusevol can mount it."""
-        return self.kind in SERVED
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +65,7 @@ def default(obj: Obj) -> None:
             canonical(volume["emptyDir"], "sizeLimit")
         elif "ephemeral" in volume:
             claim.default_spec(volume["ephemeral"]["volumeClaimTemplate"]["spec"])
+        projections.default(volume)
 
 
 def validate_update(obj: Field, old: Obj) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from fusevol.objects import claim, names, sources
+from fusevol.objects import claim, names, projections, sources
 from fusevol.objects.fields import Field
 
 RESTART_POLICIES = ("Always", "OnFailure", "Never")
 PULL_POLICIES = ("Always", "IfNotPresent", "Never")
 PROPAGATIONS = ("None", "HostToContainer", "Bidirectional")
+GROUP_POLICIES = ("Always", "OnRootMismatch")
 RECURSIVE_READ_ONLY = ("Disabled", "IfPossible", "Enabled")
 
 
@@ -27,6 +28,7 @@ def validate(spec: Field) -> None:
     spec.child("terminationGracePeriodSeconds").integer(-(2**63), 2**63 - 1)
     context = spec.child("securityContext")
     context.mapping()
+    context.child("fsGroupChangePolicy").one_of(GROUP_POLICIES)
     for word in ("fsGroup", "runAsUser", "runAsGroup"):
         context.child(word).integer(0, 2**31 - 1)
     for group in context.child("supplementalGroups").items():
@@ -77,56 +79,14 @@ def _ephemeral(field: Field) -> None:
     claim.validate_spec(template.child("spec"))
 
 
-def _secret(field: Field) -> None:
-    field.child("secretName").needed()
-    _projection(field)
-
-
-def _config_map(field: Field) -> None:
-    field.child("name").needed()
-    _projection(field)
-
-
-def _projection(field: Field) -> None:
-    field.child("defaultMode").integer(0, 0o777)
-    field.child("optional").flag()
-    _items(field.child("items"), {"key": True})
-
-
-def _items(field: Field, words: Mapping[str, bool]) -> None:
-    for item in field.items():
-        item.mapping()
-        for word, needed in words.items():
-            if needed:
-                item.child(word).needed()
-        path = item.child("path")
-        if path.needed().startswith("/"):
-            path.invalid("must be a relative path")
-        sources.no_backsteps(path)
-        if path.text().startswith("..") and ".." not in path.text().split("/"):
-            path.invalid("must not start with '..'")
-        item.child("mode").integer(0, 0o777)
-
-
-def _downward(field: Field) -> None:
-    field.child("defaultMode").integer(0, 0o777)
-    _items(field.child("items"), {})
-
-
-def _projected(field: Field) -> None:
-    field.child("defaultMode").integer(0, 0o777)
-    for source in field.child("sources").items():
-        source.mapping()
-
-
 SOURCES: dict[str, Callable[[Field], object]] = {
     "emptyDir": _empty_dir,
     "hostPath": sources.host_path,
     "persistentVolumeClaim": _claim_source,
-    "secret": _secret,
-    "configMap": _config_map,
-    "downwardAPI": _downward,
-    "projected": _projected,
+    "secret": projections.secret,
+    "configMap": projections.config_map,
+    "downwardAPI": projections.downward,
+    "projected": projections.projected,
     "ephemeral": _ephemeral,
     "csi": sources.csi_inline,
     "flexVolume": sources.flex_volume,
@@ -157,13 +117,7 @@ def _container(field: Field, kinds: Mapping[str, str], seen: set[str]) -> None:
     for word in ("command", "args"):
         field.child(word).texts()
     field.child("workingDir").text()
-    for variable in field.child("env").items():
-        variable.mapping()
-        if "=" in variable.child("name").needed():
-            variable.child("name").invalid("a valid environment variable name must not contain '='")
-        variable.child("value").text()
-        if variable.child("value").value and variable.child("valueFrom"):
-            variable.child("valueFrom").invalid("may not be specified when `value` is not empty")
+    projections.variables(field)
     field.child("securityContext").mapping()
     privileged = field.at("securityContext", "privileged").flag()
     devices = _devices(field, kinds)

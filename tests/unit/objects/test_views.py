@@ -31,7 +31,7 @@ def test_pod_volumes_tell_what_is_served() -> None:
         PodVolume("v", "emptyDir", {"sizeLimit": "1Mi"}),
         PodVolume("h", "hostPath", {"path": "/srv", "type": ""}),
     )
-    assert [v.kind for v in found if not v.served] == ["secret", "nfs", "ephemeral"]
+    assert [v.kind for v in found if v.kind not in objects.pod.SERVED] == ["nfs"]
     assert objects.pod.claims(pod) == ("data", "web-e")
 
 
