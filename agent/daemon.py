@@ -44,6 +44,7 @@ from agent.supervisor import KeeperSupervisor
 from agent.volumes.attachments import Attachment, Attachments
 from agent.volumes.byhand import ByHand
 from agent.volumes.mounter import Mounter
+from agent.volumes.node import Node
 from fusevol import objects
 from fusevol.errors import AlreadyExistsError, FusevolError, UnavailableError
 from fusevol.files import locked
@@ -152,6 +153,7 @@ async def _run(
         mounter=mounter,
         hazards=hazards,
         root=config.state_dir / "pods",
+        node=Node.here(config.node_name, config.state_dir),
         step=step,
     )
     shares = Shares(store=store, pools=pools, directory=config.run_dir / "ceph")
@@ -189,7 +191,7 @@ async def _run(
     for name in await mounter.restore():
         heal.add(name)
     await _soon(nursery, pod_controller.remove_strangers)
-    await _soon(nursery, partial(_remount, mounter, heal))
+    await _soon(nursery, partial(_remount, mounter, pod_controller, heal))
     await nursery.start(controllers.run)
     nursery.start_soon(pools.empty_trash)
     nursery.start_soon(hangs.run)
@@ -249,7 +251,7 @@ async def _soon(nursery: trio.Nursery, work: Callable[[], Awaitable[None]]) -> N
         await done.wait()
 
 
-async def _remount(mounter: Mounter, heal: WorkQueue[str]) -> None:
+async def _remount(mounter: Mounter, pod_controller: PodController, heal: WorkQueue[str]) -> None:
     """Make the mounts again that should be there and are not (the machine or a server went down meanwhile)."""
     at_once: dict[str, trio.CapacityLimiter] = {}  # for each pool: one may hang
 
@@ -262,9 +264,12 @@ async def _remount(mounter: Mounter, heal: WorkQueue[str]) -> None:
                 log.warning("What belongs at %s cannot be mounted: %s", row.target, e)
                 heal.add(row.mount_id or row.target)
 
+    missing = await mounter.missing()
     async with trio.open_nursery() as nursery:
-        for row in await mounter.missing():
-            nursery.start_soon(again, row)
+        for row in missing:
+            if not row.dependent:
+                nursery.start_soon(again, row)
+    await pod_controller.restore({row.pod for row in missing if row.dependent})
 
 
 async def _first_class(store: Store, pools: Pools) -> None:

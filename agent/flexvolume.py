@@ -146,12 +146,17 @@ def options_of(text: str) -> dict[str, str]:
         raise InvalidError(f"The options are not JSON ({e}): give one object of strings.") from e
     if not isinstance(options, dict):
         raise InvalidError("The options are not a JSON object: give one object of strings.")
-    flat: dict[str, str] = {}
+    return flat(options)
+
+
+def flat(options: Mapping[str, Any]) -> dict[str, str]:
+    """*options* as strings. Raises :class:`InvalidError` for a value that is something else."""
+    found: dict[str, str] = {}
     for key, value in options.items():
         if isinstance(value, bool) or not isinstance(value, str | int):
             raise InvalidError(f'The option "{key}" is not a string: FlexVolume options are flat and hold strings.')
-        flat[key] = str(value)
-    return flat
+        found[key] = str(value)
+    return found
 
 
 def volume_name(options: Mapping[str, str]) -> str:

@@ -126,7 +126,7 @@ def _mount(mount: Obj, client: Client) -> Iterator[Line]:
     yield "Claim", f"{mount['namespace']}/{mount['claim']}" if mount.get("claim") else "<none>"
     yield "Pod", _text(mount.get("pod"))
     if "mountId" not in mount:
-        yield "Server", "<none>: the host's own directory"
+        yield "Server", "<none>: memory" if mount.get("medium") else "<none>: the host's own directory"
         return
     server = serving.ask(client, mount["mountId"])
     limit = ((server or {}).get("usage") or {}).get("limit_bytes")
@@ -147,10 +147,7 @@ def _claim(obj: Obj, context: _Context) -> Iterator[Line]:
     users = [
         pod["metadata"]["name"]
         for pod in context.pods(metadata.get("namespace", DEFAULT_NAMESPACE))
-        if any(
-            v.get("persistentVolumeClaim", {}).get("claimName") == metadata["name"]
-            for v in pod["spec"].get("volumes", [])
-        )
+        if metadata["name"] in objects.pod.claims(pod)
     ]
     yield "Used By", "\n".join(users) or "<none>"
     yield from _served(metadata.get("namespace", DEFAULT_NAMESPACE), metadata["name"], capacity, context)

@@ -15,7 +15,7 @@ from agent.controllers.view import BIND_COMPLETED, View, annotations_of, volume_
 from agent.store import Key, Store, now
 from agent.volumes.attachments import Attachment
 from agent.volumes.mounter import Mounter
-from agent.volumes.pods import claims_of
+from agent.volumes.pods import claims_of, objects_of
 from agent.watch import GoneError
 from fusevol import objects
 
@@ -53,6 +53,9 @@ class Controllers:
         self._node = node
         self._heal = heal
         self._users = store.index("Pod", lambda pod: [(pod["metadata"]["namespace"], c) for c in claims_of(pod)])
+        self._showing = store.index(
+            "Pod", lambda pod: [Key(kind, pod["metadata"]["namespace"], name) for kind, name in objects_of(pod)]
+        )
         self._referring = store.index("PersistentVolume", lambda volume: [_claim_uid(volume)])
         self._offered = store.index("PersistentVolume", lambda volume: [_claim_name(volume)])
         self._wanting = store.index("PersistentVolumeClaim", _wanted)
@@ -122,7 +125,7 @@ class Controllers:
             version = self._store.version
             self._all()
             nursery.start_soon(self._follow, version)
-            nursery.start_soon(self._resync)
+            nursery.start_soon(self._resync, nursery)
             for queue in (self.volumes, self.claims):
                 await queue.drained()
             task_status.started()
@@ -144,10 +147,11 @@ class Controllers:
             for obj in self._store.list(kind):
                 queue.add(objects.key(obj))
 
-    async def _resync(self) -> None:
+    async def _resync(self, nursery: trio.Nursery) -> None:
         while True:
             await trio.sleep(RESYNC)
             self._all()
+            nursery.start_soon(self._pod_controller.remove_strangers)
 
     async def _follow(self, version: int) -> None:
         while True:
@@ -177,8 +181,13 @@ class Controllers:
                 self._wake(self.claims, Key("PersistentVolumeClaim", *claim))
                 self._claims_of(_ANY if claim == _NOBODY else key.name)
                 self._pods_of(Key("PersistentVolumeClaim", *claim))
-            case "StorageClass" | "Secret":  # which may have the key of a class's storage
+            case "StorageClass":
                 self._claims_of(_ANY)
+            case "Secret" | "ConfigMap":
+                if key.kind == "Secret":  # which may have the key of a class's storage
+                    self._claims_of(_ANY)
+                for pod in self._showing.of(key):
+                    self.pods.add(objects.key(pod))
             case "VolumeSnapshot":
                 self.snapshots.add(key)
                 for name in filter(None, (objects.snapshot.content_name(obj), snapshots.content_name(obj))):

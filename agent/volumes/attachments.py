@@ -15,8 +15,9 @@ from agent.store import Database
 from fusevol.errors import CorruptError
 from fusevol.server.spec import CacheMode, TransportChoice
 
-AttachmentKind = Literal["persistent", "emptyDir", "hostPath"]
-KINDS: tuple[str, ...] = get_args(AttachmentKind)
+CallOutKind = Literal["persistent", "emptyDir", "hostPath"]
+AttachmentKind = CallOutKind | Literal["secret", "configMap", "downwardAPI", "projected", "csi"]
+CALL_OUT_KINDS: tuple[str, ...] = get_args(CallOutKind)
 _LONGEST = 48
 
 
@@ -32,10 +33,16 @@ class Attachment:
     volume: str = ""
     """Volume id in the pool; empty for a hostPath."""
     path: str = ""
-    """The host's path; empty unless it is a hostPath."""
+    """The host's path that is shown; empty for a volume of a pool, and for one in memory as a whole."""
     sub_path: str = ""
     """The part of the volume that is shown at the target; empty: all of it."""
     read_only: bool = False
+    recursive: bool = False
+    """Whether the mounts inside come along, read-only too."""
+    medium: Literal["", "Memory"] = ""
+    """``Memory``: a tmpfs of its own, or a part of one."""
+    options: str = ""
+    """How the tmpfs is mounted."""
     cache: CacheMode = "exclusive"
     transport: TransportChoice | None = None
     """Its own; None: the agent's."""
@@ -54,15 +61,32 @@ class Attachment:
     """What a CSI call said of it beside the rest; empty: it is no CSI driver's."""
     boot: str = ""
     """The boot of the machine that it ends with, since whoever asked for it asks again; empty: it outlives them all."""
+    managed: bool = True
+    """Whether it may be given to a Pod's group."""
+    prepared: bool = False
+    """Whether the volume was given to the Pod's group, if it has to be."""
 
     @property
     def mount_id(self) -> str:
         """Names the volume's one FUSE mount; empty for a hostPath."""
         return mount_id(self.pool, self.volume) if self.volume else ""
 
+    @property
+    def dependent(self) -> bool:
+        """Whether it cannot be made again by itself: it needs content, or another attachment of its Pod."""
+        return bool(self.medium) or self.recursive
+
+    @property
+    def partial(self) -> bool:
+        """Whether it shows what another attachment of the same Pod shows already."""
+        return bool(self.sub_path) or self.recursive
+
     def same(self, other: Attachment) -> bool:
         """Whether *other* wants the same thing at the same place."""
-        return dataclasses.replace(self, created=other.created, user=other.user, boot=other.boot) == other
+        unlike = dataclasses.replace(
+            self, created=other.created, user=other.user, boot=other.boot, prepared=other.prepared
+        )
+        return unlike == other
 
 
 def boot_id() -> str:
@@ -102,11 +126,11 @@ class Attachments:
 
     def of_mount(self, name: str) -> list[Attachment]:
         """All attachments of one mount; the whole volume before its parts."""
-        return sorted(self._by_mount.of(name), key=lambda a: (bool(a.sub_path), a.target))
+        return sorted(self._by_mount.of(name), key=lambda a: (a.partial, a.target))
 
     def of_pod(self, uid: str) -> list[Attachment]:
         """All attachments of a Pod's volumes, parts of volumes first: the order in which they are undone."""
-        return sorted(self._by_pod.of(uid), key=lambda a: (not a.sub_path, a.target))
+        return sorted(self._by_pod.of(uid), key=lambda a: (not a.partial, a.target))
 
     def of_claim(self, uid: str) -> list[Attachment]:
         """All attachments of a claim."""

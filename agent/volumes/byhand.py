@@ -16,7 +16,7 @@ from agent.hazard import Hazards
 from agent.pools import Pools
 from agent.store import Key, Store
 from agent.volumes import emptydir, hostpath, persistent
-from agent.volumes.attachments import KINDS, Attachment
+from agent.volumes.attachments import CALL_OUT_KINDS, Attachment
 from agent.volumes.mounter import Mounter
 from agent.volumes.pods import attachment
 from fusevol import objects
@@ -64,8 +64,8 @@ class ByHand:
     async def ephemeral(self, request: Mapping[str, Any]) -> Obj:
         """What a call-out asks for: ``kind``, ``target`` and ``options``; makes what is missing."""
         kind = _text(request, "kind", required=True)
-        if kind not in KINDS:
-            raise UsageError(f'"{kind}" is no kind of volume: choose one of {", ".join(KINDS)}.')
+        if kind not in CALL_OUT_KINDS:
+            raise UsageError(f'"{kind}" is no kind of volume: choose one of {", ".join(CALL_OUT_KINDS)}.')
         options = request.get("options") or {}
         if not isinstance(options, dict):
             raise UsageError("options must be a mapping.")
@@ -196,6 +196,7 @@ def describe(row: Attachment) -> Obj:
         ("volume", row.volume),
         ("path", row.path),
         ("subPath", row.sub_path),
+        ("medium", row.medium),
         ("namespace", row.namespace),
         ("claim", row.claim),
         ("pod", row.pod),

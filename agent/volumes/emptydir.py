@@ -1,4 +1,4 @@
-"""emptyDir: a volume of the pool that begins empty and ends with its Pod (volume-semantics 1)."""
+"""emptyDir: a volume of the pool, or in memory, that begins empty and ends with its Pod (volume-semantics 1)."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from fusevol.pool import VolumeRequest
 
 Obj = dict[str, Any]
 MODE = 0o777
+MEMORY = "Memory"
+MEMORY_MODE = 0o1777
+"""What a tmpfs has by itself, and kubelet leaves it."""
 
 
 def size_of(source: Obj) -> int | None:
@@ -23,20 +26,19 @@ def size_of(source: Obj) -> int | None:
 def check_medium(source: Obj) -> None:
     """Raise :class:`InvalidError` for a medium that is not served."""
     medium = str(source.get("medium") or "")
-    if medium == "Memory" or medium.startswith("HugePages"):
-        raise InvalidError(f"emptyDir medium {medium} is not supported yet: leave out `medium` to use the node's disk.")
-    if medium:
+    if medium.startswith("HugePages"):
+        raise InvalidError(
+            f"emptyDir medium {medium} is not served here: fusevol reserves no huge pages; use the medium Memory, or "
+            "leave it out to use the node's disk."
+        )
+    if medium not in {"", MEMORY}:
         raise InvalidError(f"unknown storage medium {medium}")
-
-
-def volume_id(pod_uid: str, name: str) -> str:
-    """The id of a Pod's emptyDir; the same one at every try."""
-    return f"{pod_uid}.{name}"
 
 
 def request(volume: str, source: Obj, owner: dict[str, str]) -> VolumeRequest:
     """The volume to provision. Raises :class:`InvalidError` for a medium or size that cannot be."""
     check_medium(source)
+    mode = int(source.get("mode", MODE))
     return VolumeRequest(
-        id=volume, capacity_bytes=size_of(source), inode_limit=None, owner=owner, mode=MODE, labels={"kind": "emptyDir"}
+        id=volume, capacity_bytes=size_of(source), inode_limit=None, owner=owner, mode=mode, labels={"kind": "emptyDir"}
     )

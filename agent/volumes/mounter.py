@@ -23,7 +23,7 @@ from agent.patience import Patience
 from agent.pools import Pools
 from agent.steps import Step, no_step
 from agent.supervisor import Supervisor
-from agent.volumes import places
+from agent.volumes import memory, places
 from agent.volumes.attachments import Attachment, Attachments, boot_id, mount_id
 from agent.volumes.still import Still
 from fusevol.errors import ConflictError, FusevolError, NotFoundError, UnavailableError
@@ -250,19 +250,42 @@ class Mounter:
             if self._attachments.find(row.target) == row:
                 await self._mounted(row)
 
+    async def prepared(self, row: Attachment) -> None:
+        """Remember that a volume has been given to its Pod's group. For whoever attaches and detaches it."""
+        await self._attachments.put(dataclasses.replace(row, prepared=True))
+        self._step("volume given to its group")
+
     async def _mounted(self, row: Attachment) -> Attachment:
         """Bring *row* about; its lock is held."""
+        target = Path(row.target)
+        if row.options:
+            try:
+                await _thread(memory.mount_at, target, row.options)
+            except OSError as e:
+                raise UnavailableError(f"Mounting a tmpfs at {target} failed: {e.strerror or e}.") from e
+            self._step("tmpfs mounted")
+            return row
         source = Path(row.path)
         if row.mount_id:
-            source = await self._served(row)
-        target = Path(row.target)
+            point = await self._served(row)
+            source = source if row.recursive else point
         existing = await self._at(target, mount.find, target)
         if existing is not None:
-            if _shows(row, existing, await _thread(mount.find, source) if row.mount_id else None):
+            root = await _thread(mount.find, source) if row.mount_id else None
+            replaced = row.medium != "" and await _thread(places.stale, source, row.sub_path, target)
+            if _shows(row, existing, root) and not replaced:
                 return row
             await self._at(target, places.clear, target, lazy=True)
         try:
-            await self._at(target, places.bind, source, row.sub_path, target, read_only=row.read_only)
+            await self._at(
+                target,
+                places.bind,
+                source,
+                row.sub_path,
+                target,
+                read_only=row.read_only,
+                recursive=row.recursive,
+            )
         except FileNotFoundError as e:
             raise NotFoundError(f"Mounting at {target} failed: {e.filename or 'the source'} does not exist.") from e
         except OSError as e:
@@ -338,6 +361,8 @@ class Mounter:
         """Undo *row*; its lock is held."""
         target = Path(row.target)
         alive = not row.mount_id or row.mount_id in self._supervisor.servers
+        for place in await _thread(mount.below, target) if row.recursive else []:
+            await self._at(place.mountpoint, places.clear, Path(place.mountpoint))
         await self._at(target, places.clear, target, lazy=not alive)
         self._step("target unmounted")
         if row.created:

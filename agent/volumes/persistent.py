@@ -37,6 +37,8 @@ class Source:
     cache: CacheMode = "exclusive"
     transport: TransportChoice | None = None
     """None: as the agent is configured."""
+    managed: bool = True
+    """Whether it may be given to a Pod's group: never a hostPath (6.3)."""
 
 
 def gate(claim: Obj | None, name: str, volume: Obj | None) -> Source:
@@ -78,7 +80,7 @@ def source_of(volume: Obj) -> Source:
         raise InvalidError(f'persistentvolume "{name}" belongs to the CSI driver {csi.get("driver")}, not to {DRIVER}')
     if host_path := spec.get("hostPath"):
         path_type = str(host_path.get("type") or "")
-        return Source(path=str(host_path["path"]), path_type=path_type, read_only=options.read_only)
+        return Source(path=str(host_path["path"]), path_type=path_type, read_only=options.read_only, managed=False)
     if local := spec.get("local"):
         return Source(path=str(local["path"]), path_type="Directory", read_only=options.read_only)
     sources = sorted(

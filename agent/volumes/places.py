@@ -10,12 +10,15 @@ import stat
 from pathlib import Path
 from typing import Final
 
+from agent.volumes import trees
 from fusevol.errors import ConflictError, InvalidError
 from fusevol.transport import mount
 
 _RESOLVE_BENEATH: Final = 0x08
 _RESOLVE_NO_SYMLINKS: Final = 0x04
 _RESOLVE_NO_MAGICLINKS: Final = 0x02
+_RACES: Final = 100
+"""How often a path is tried again while somebody renames what is on it."""
 _SYS_OPENAT2: Final = 437  # the same number on all architectures (openat2(2))
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -24,14 +27,21 @@ class _OpenHow(ctypes.Structure):
     _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
 
 
-def open_beneath(root: int, path: str) -> int:
-    """An O_PATH descriptor of *path* below the directory *root*. Raises ``OSError``; a symbolic link is ELOOP."""
-    how = _OpenHow(os.O_PATH | os.O_CLOEXEC, 0, _RESOLVE_BENEATH | _RESOLVE_NO_SYMLINKS | _RESOLVE_NO_MAGICLINKS)
-    found = _libc.syscall(_SYS_OPENAT2, root, os.fsencode(path), ctypes.byref(how), ctypes.sizeof(how))
-    if found < 0:
+def open_beneath(root: int, path: str, *, links: bool = False) -> int:
+    """An O_PATH descriptor of *path* below the directory *root*; with *links*, through symbolic links that stay there.
+
+    Raises ``OSError``: EXDEV for a path that leaves *root*, ELOOP for a link that is not followed.
+    """
+    resolve = _RESOLVE_BENEATH | _RESOLVE_NO_MAGICLINKS | (0 if links else _RESOLVE_NO_SYMLINKS)
+    how = _OpenHow(os.O_PATH | os.O_CLOEXEC, 0, resolve)
+    for _ in range(_RACES):
+        found = _libc.syscall(_SYS_OPENAT2, root, os.fsencode(path), ctypes.byref(how), ctypes.sizeof(how))
+        if found >= 0:
+            return int(found)
         code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code), path)
-    return int(found)
+        if code != errno.EAGAIN:  # something was renamed meanwhile, and the kernel cannot tell where ".." leads
+            break
+    raise OSError(code, os.strerror(code), path)
 
 
 def check_sub_path(path: str) -> list[str]:
@@ -44,28 +54,23 @@ def check_sub_path(path: str) -> list[str]:
     return parts
 
 
-def open_sub_path(root: Path, path: str) -> int:
-    """An O_PATH descriptor of *path* in the volume at *root*; missing directories get the root's mode (6.5)."""
+def open_sub_path(root: Path, path: str, *, create: bool = True) -> int:
+    """An O_PATH descriptor of *path* in the volume at *root* (6.5). Symbolic links are followed inside the volume only.
+
+    Missing directories get the root's mode, if they may be made. Raises ``OSError``; EXDEV for what leads out.
+    """
     parts = check_sub_path(path)
     top = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        mode = stat.S_IMODE(os.stat(root).st_mode)
-        current = os.dup(top)
+        current, missing = _existing(top, parts)
         try:
-            for i, name in enumerate(parts):
-                try:
-                    found = open_beneath(current, name)
-                except FileNotFoundError:
-                    with contextlib.suppress(FileExistsError):
-                        os.mkdir(name, dir_fd=current)
-                    found = open_beneath(current, name)
-                    # by descriptor: the umask took bits away
-                    os.chmod(f"/proc/self/fd/{found}", mode)
-                if i < len(parts) - 1 and not stat.S_ISDIR(os.fstat(found).st_mode):
-                    os.close(found)
-                    raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
+            if missing and not create:
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+            mode = stat.S_IMODE(os.stat(f"/proc/self/fd/{top}").st_mode)
+            for name in missing:
+                made = _made(current, name, mode)
                 os.close(current)
-                current = found
+                current = made
             return os.dup(current)
         finally:
             os.close(current)
@@ -73,24 +78,69 @@ def open_sub_path(root: Path, path: str) -> int:
         os.close(top)
 
 
-def bind(source: Path, sub_path: str, target: Path, *, read_only: bool) -> None:
+def _existing(top: int, parts: list[str]) -> tuple[int, list[str]]:
+    """As much of a path as there is, and the rest of it."""
+    for count in range(len(parts), 0, -1):
+        try:
+            return open_beneath(top, "/".join(parts[:count]), links=True), parts[count:]
+        except FileNotFoundError:
+            continue
+    return os.dup(top), parts
+
+
+def _made(directory: int, name: str, mode: int) -> int:
+    """A directory, made unless somebody else was faster; a link that leads nowhere is ELOOP."""
+    created = True
+    try:
+        os.mkdir(name, dir_fd=directory)
+    except FileExistsError:
+        created = False
+    found = open_beneath(directory, name)
+    if created:
+        # by descriptor: the umask took bits away
+        os.chmod(f"/proc/self/fd/{found}", mode)
+    return found
+
+
+def stale(source: Path, sub_path: str, target: Path) -> bool:
+    """Whether *target* shows something else than what the part *sub_path* of *source* is by now.
+
+    Containers keep what they have; one that is started later gets what is there then, as from kubelet (6.5).
+    """
+    try:
+        descriptor = open_sub_path(source, sub_path, create=False)
+    except OSError:
+        return False  # it is gone: what there was stays
+    try:
+        now, then = os.fstat(descriptor), os.stat(target)
+    finally:
+        os.close(descriptor)
+    return (now.st_dev, now.st_ino) != (then.st_dev, then.st_ino)
+
+
+def bind(source: Path, sub_path: str, target: Path, *, read_only: bool, recursive: bool = False) -> None:
     """Show *source* (or its part *sub_path*) at *target*, which is made if it is missing.
 
-    Raises ``OSError``, :class:`InvalidError` for the sub path, :class:`ConflictError` if the target is taken.
+    *recursive* takes along what is mounted inside; all of that is read-only then. Raises ``OSError``,
+    :class:`InvalidError` for the sub path, :class:`ConflictError` if the target is taken.
     """
     if sub_path:
         try:
-            descriptor = open_sub_path(source, sub_path)
+            descriptor = open_sub_path(source, sub_path, create=not read_only)
         except OSError as e:
             # as kubelet does: nothing about the host's paths
-            raise InvalidError(f'failed to prepare subPath "{sub_path}": {e.strerror}') from e
+            why = "it leads out of the volume" if e.errno in {errno.EXDEV, errno.ELOOP} else e.strerror
+            raise InvalidError(f'failed to prepare subPath "{sub_path}": {why}') from e
     else:
         descriptor = os.open(source, os.O_PATH | os.O_CLOEXEC)
     try:
         is_directory = stat.S_ISDIR(os.fstat(descriptor).st_mode)
         created = _make_target(target, directory=is_directory)
         try:
-            mount.bind(f"/proc/self/fd/{descriptor}", target, read_only=read_only)
+            if recursive:
+                trees.show_read_only(descriptor, target)
+            else:
+                mount.bind(f"/proc/self/fd/{descriptor}", target, read_only=read_only)
         except BaseException:
             if created:
                 remove_target(target)

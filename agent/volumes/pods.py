@@ -2,56 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
-from agent.volumes import emptydir, persistent, places
+from agent.volumes import environment, ephemeral, flex, persistent, places, projected, scratch
+from agent.volumes import memory as in_memory
 from agent.volumes.attachments import Attachment
+from agent.volumes.ownership import Group
+from agent.volumes.wanted import Context, Problem, Wanted, directory, group_of, uid_of
+from fusevol import objects
 from fusevol.errors import FusevolError, InvalidError
 
 Obj = dict[str, Any]
-Lookup = Callable[[str], "tuple[Obj | None, Obj | None]"]
-"""From a claim's name (in the Pod's namespace) to the claim and its volume."""
 
 READY = "VolumesReady"
 FINALIZER = "fusevol.io/pod-volumes"
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """One volume of the Pod: what is checked or made first, and what is attached (nothing for a hostPath)."""
-
-    name: str
-    check: tuple[str, str] | None = None
-    """Path and type of a hostPath to check."""
-    empty: Obj | None = None
-    """The emptyDir source of a volume that must exist first."""
-    attachment: Attachment | None = None
-    source: str = ""
-    """Where containers find it on the host."""
-    read_only: bool = False
-    claim: Obj | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """Why a volume cannot be mounted now."""
-
-    name: str
-    message: str
-    reason: Literal["FailedMount"] = "FailedMount"
-
-
 def claims_of(pod: Obj) -> list[str]:
-    """Names of the claims that a Pod's volumes name."""
-    found = []
-    for volume in pod["spec"].get("volumes") or []:
-        source = volume.get("persistentVolumeClaim")
-        if source:
-            found.append(str(source["claimName"]))
-    return found
+    """Names of the claims that a Pod's volumes use, also of those that are made for it."""
+    flexible = [flex.claim_of(pod, v) for v in pod["spec"].get("volumes") or [] if "flexVolume" in v]
+    return [*objects.pod.claims(pod), *(name for name in flexible if name)]
+
+
+def objects_of(pod: Obj) -> list[tuple[str, str]]:
+    """Kind and name of the Secrets and ConfigMaps that a Pod's volumes show."""
+    return projected.mentioned(pod)
 
 
 def is_ready(pod: Obj) -> bool:
@@ -59,74 +36,110 @@ def is_ready(pod: Obj) -> bool:
     return any(c["type"] == READY and c["status"] == "True" for c in (pod.get("status") or {}).get("conditions") or [])
 
 
-def directory(root: Path, pod: Obj) -> Path:
-    """The Pod's directory below *root*."""
-    return root / str(pod["metadata"]["uid"])
+def claims_to_make(pod: Obj, context: Context) -> list[Obj]:
+    """The claims that the Pod brings along and that are not there yet."""
+    found = []
+    for volume in pod["spec"].get("volumes") or []:
+        try:
+            if "ephemeral" in volume:
+                found.append(ephemeral.claim_for(pod, volume))
+            elif "flexVolume" in volume and (claim := flex.claim_for(pod, volume["name"], volume["flexVolume"])):
+                found.append(claim)
+        except InvalidError:
+            continue  # the plan tells
+    return [claim for claim in found if context.claims(claim["metadata"]["name"])[0] is None]
 
 
-def plan(
-    pod: Obj,
-    *,
-    root: Path,
-    pool: str,
-    lookup: Lookup,
-    existing: Mapping[str, Attachment],
-) -> tuple[list[Wanted], list[Problem]]:
-    """What the Pod needs. What is attached already (*existing*, by target) stays as it is, whatever changed since."""
+def plan(pod: Obj, context: Context) -> tuple[list[Wanted], list[Problem]]:
+    """What the Pod needs. What is attached already stays as it is, whatever changed since."""
     wanted: list[Wanted] = []
     problems: list[Problem] = []
     for volume in pod["spec"].get("volumes") or []:
         try:
-            wanted.append(_volume(pod, volume, root=root, pool=pool, lookup=lookup, existing=existing))
+            wanted.append(_volume(pod, volume, context))
         except FusevolError as e:
             problems.append(Problem(volume["name"], str(e)))
     return wanted, problems
 
 
-def _volume(
-    pod: Obj, volume: Obj, *, root: Path, pool: str, lookup: Lookup, existing: Mapping[str, Attachment]
-) -> Wanted:
-    name, uid = str(volume["name"]), str(pod["metadata"]["uid"])
-    volumes = directory(root, pod) / "volumes"
+def _volume(pod: Obj, volume: Obj, context: Context) -> Wanted:
+    name = str(volume["name"])
     if "hostPath" in volume:
         source = volume["hostPath"]
-        kind = "" if is_ready(pod) else str(source.get("type") or "")
-        return Wanted(name, check=(str(source["path"]), kind), source=str(source["path"]))
+        return _host_path(pod, name, str(source["path"]), str(source.get("type") or ""))
     if "emptyDir" in volume:
-        source = volume["emptyDir"] or {}
-        emptydir.check_medium(source)
-        target = str(volumes / "kubernetes.io~empty-dir" / name)
-        row = existing.get(target) or Attachment(
-            target=target,
-            kind="emptyDir",
-            pool=pool,
-            volume=emptydir.volume_id(uid, name),
-            pod=uid,
-            user=uid,
-            owned=True,
-        )
-        return Wanted(name, empty=source, attachment=row, source=target)
+        return scratch.empty_dir(pod, name, volume["emptyDir"] or {}, context)
     if "persistentVolumeClaim" in volume:
-        source = volume["persistentVolumeClaim"]
-        return _claim(pod, name, source, volumes=volumes, lookup=lookup, existing=existing)
+        return _claim(pod, name, volume["persistentVolumeClaim"], context)
+    if "ephemeral" in volume:
+        claim_name = ephemeral.claim_name(pod, name)
+        ephemeral.check_owner(pod, context.claims(claim_name)[0])
+        return _claim(pod, name, {"claimName": claim_name}, context)
+    if "csi" in volume:
+        return scratch.csi(pod, name, volume["csi"] or {}, context)
+    if "flexVolume" in volume:
+        return _flex(pod, name, volume["flexVolume"] or {}, context)
+    if projected.kind_of(volume):
+        return _projected(pod, volume, context)
     kinds = ", ".join(sorted(k for k in volume if k != "name")) or "nothing"
-    raise InvalidError(
-        f"volumes of type {kinds} are not supported here: use emptyDir, hostPath or persistentVolumeClaim."
+    raise InvalidError(f"volumes of type {kinds} are not supported here: use {', '.join(objects.pod.SERVED)}.")
+
+
+def _host_path(pod: Obj, name: str, path: str, kind: str, *, read_only: bool = False) -> Wanted:
+    return Wanted(name, check=(path, "" if is_ready(pod) else kind), source=path, read_only=read_only)
+
+
+def _flex(pod: Obj, name: str, source: Obj, context: Context) -> Wanted:
+    kind, options = flex.asked(pod, name, source)
+    read_only = bool(options.get("readOnly"))
+    if kind == "hostPath":
+        return _host_path(pod, name, str(options["path"]), str(options.get("type") or ""), read_only=read_only)
+    if kind == "emptyDir":
+        return dataclasses.replace(flex.empty_dir(pod, name, options, context), read_only=read_only)
+    return _claim(pod, name, {"claimName": options["claim"], "readOnly": read_only}, context)
+
+
+def _projected(pod: Obj, volume: Obj, context: Context) -> Wanted:
+    kind, name = projected.kind_of(volume) or "projected", str(volume["name"])
+    target = str(projected.target_of(context.volumes(pod), volume))
+    group = group_of(pod, always=True)
+    options = in_memory.options(
+        in_memory.size(pod, None, context.node), mode=projected.root_mode(kind), gid=group.gid if group else None
+    )
+    uid = uid_of(pod)
+    row = context.existing.get(target) or Attachment(
+        target=target, kind=kind, medium="Memory", options=options, pod=uid, user=uid
+    )
+    files, failure = None, ""
+    try:
+        files = projected.payload(pod, volume, context.find, context.node)
+    except FusevolError as e:
+        if target not in context.existing:
+            raise
+        failure = str(e)
+    places_inside = tuple(projected.places_inside(pod, name))
+    return Wanted(
+        name,
+        attachment=row,
+        source=target,
+        read_only=True,
+        group=group,
+        files=files,
+        places=places_inside,
+        failure=failure,
     )
 
 
-def _claim(
-    pod: Obj, name: str, source: Obj, *, volumes: Path, lookup: Lookup, existing: Mapping[str, Attachment]
-) -> Wanted:
-    uid = str(pod["metadata"]["uid"])
-    target = str(volumes / "kubernetes.io~csi" / name)
-    if row := existing.get(target):
-        return Wanted(name, attachment=row, source=target, read_only=row.read_only)
+def _claim(pod: Obj, name: str, source: Obj, context: Context) -> Wanted:
+    target = str(context.volumes(pod) / "kubernetes.io~csi" / name)
+    if row := context.existing.get(target):
+        return Wanted(name, attachment=row, source=target, read_only=row.read_only, group=_group(pod, row))
     claim_name = str(source["claimName"])
-    claim, volume = lookup(claim_name)
+    claim, volume = context.claims(claim_name)
     behind = persistent.gate(claim, claim_name, volume)
     assert claim is not None  # noqa: S101 - the gate lets no missing claim through
     read_only = bool(source.get("readOnly")) or behind.read_only
+    uid = uid_of(pod)
     row = attachment(target, claim, behind, read_only=read_only, user=uid, pod=uid)
     return Wanted(
         name,
@@ -135,7 +148,13 @@ def _claim(
         source=target,
         read_only=read_only,
         claim=claim,
+        group=_group(pod, row),
     )
+
+
+def _group(pod: Obj, row: Attachment) -> Group | None:
+    """The group that a claim's volume is given to: none if that cannot be or may not be."""
+    return None if row.read_only or not row.managed else group_of(pod)
 
 
 def attachment(
@@ -156,24 +175,21 @@ def attachment(
         claim_uid=str(claim["metadata"]["uid"]),
         user=user,
         pod=pod,
+        managed=behind.managed,
     )
 
 
 def container_mounts(
-    pod: Obj, wanted: Mapping[str, Wanted], root: Path
+    pod: Obj, wanted: Mapping[str, Wanted], context: Context
 ) -> tuple[list[Obj], list[tuple[str, Attachment]], list[Problem]]:
-    """``status.volumeMounts``, the attachments (with their volumes' names) that subPaths need, and what is wrong."""
+    """``status.volumeMounts``, the attachments (with their volumes' names) that parts need, and what is wrong."""
     shown: list[Obj] = []
     parts: list[tuple[str, Attachment]] = []
     problems: list[Problem] = []
-    for container in [*(pod["spec"].get("initContainers") or []), *(pod["spec"].get("containers") or [])]:
+    for container in objects.pod.containers(pod):
         for index, request in enumerate(container.get("volumeMounts") or []):
             volume = wanted.get(request["name"])
             if volume is None:
-                continue
-            if request.get("subPathExpr"):
-                message = "subPathExpr is not supported here: write the path itself as subPath."
-                problems.append(Problem(volume.name, message))
                 continue
             entry = {
                 "container": container["name"],
@@ -182,38 +198,55 @@ def container_mounts(
                 "mountPath": request["mountPath"],
                 "readOnly": bool(request.get("readOnly")) or volume.read_only,
             }
-            if sub_path := str(request.get("subPath") or ""):
-                try:
-                    places.check_sub_path(sub_path)
-                except InvalidError as e:
-                    problems.append(Problem(volume.name, str(e)))
-                    continue
-                target = directory(root, pod) / "volume-subpaths" / volume.name / container["name"] / str(index)
-                parts.append((volume.name, _part(pod, volume, sub_path, str(target))))
-                entry |= {"hostPath": str(target), "subPath": sub_path}
+            try:
+                part, more = _part(pod, container, index, request, volume, context)
+            except FusevolError as e:
+                problems.append(Problem(volume.name, str(e)))
+                continue
+            if part is not None:
+                parts.append((volume.name, part))
+                entry |= {"hostPath": part.target, **more}
             shown.append(entry)
     return shown, parts, problems
 
 
-def _part(pod: Obj, volume: Wanted, sub_path: str, target: str) -> Attachment:
-    uid = str(pod["metadata"]["uid"])
-    whole = volume.attachment
-    if whole is None:
-        return Attachment(target=target, kind="hostPath", path=volume.source, sub_path=sub_path, pod=uid, user=uid)
-    return Attachment(
-        target=target,
-        kind=whole.kind,
-        pool=whole.pool,
-        volume=whole.volume,
-        path=whole.path,
-        sub_path=sub_path,
-        read_only=whole.read_only,
-        cache=whole.cache,
-        transport=whole.transport,
-        namespace=whole.namespace,
-        claim=whole.claim,
-        claim_uid=whole.claim_uid,
-        user=uid,
-        pod=uid,
-        owned=whole.owned,
+def _part(
+    pod: Obj, container: Obj, index: int, request: Obj, volume: Wanted, context: Context
+) -> tuple[Attachment | None, Obj]:
+    """The attachment that a mount needs that is not just the whole volume, and what the status says of it."""
+    recursive = request.get("recursiveReadOnly") in {"Enabled", "IfPossible"}
+    place = directory(context.root, pod) / "volume-subpaths" / volume.name / str(container["name"]) / str(index)
+    known = context.existing.get(str(place))
+    sub_path = known.sub_path if known is not None else _sub_path(pod, container, request, context)
+    if not sub_path and not recursive:
+        return None, {}
+    more = {**({"subPath": sub_path} if sub_path else {}), **({"recursiveReadOnly": "Enabled"} if recursive else {})}
+    if known is not None:
+        return known, more
+    whole = volume.attachment or Attachment(target="", kind="hostPath", path=volume.source, user=uid_of(pod))
+    path = whole.path if not whole.medium else whole.target
+    return (
+        dataclasses.replace(
+            whole,
+            target=str(place),
+            path=volume.source if recursive else path,
+            sub_path=sub_path,
+            read_only=recursive or volume.read_only,
+            recursive=recursive,
+            options="",
+            pod=uid_of(pod),
+            created=False,
+            prepared=False,
+        ),
+        more,
     )
+
+
+def _sub_path(pod: Obj, container: Obj, request: Obj, context: Context) -> str:
+    """The part of a volume that a container wants. Raises :class:`InvalidError` for one outside of it."""
+    wanted = str(request.get("subPath") or "")
+    if expression := str(request.get("subPathExpr") or ""):
+        variables = environment.of(pod, container, context.find, context.node)
+        wanted = environment.expand_path(expression, variables)
+    places.check_sub_path(wanted)
+    return wanted

@@ -68,9 +68,10 @@ class Work(Protocol):
         """After an interruption: it is completed, or can be asked for again, and nothing is left over."""
 
 
-def kill_at_every_step(agent: MortalAgent, work: Work, but: str = "$^") -> list[str]:
+def kill_at_every_step(agent: MortalAgent, work: Work, but: str = "$^", *, once: bool = False) -> list[str]:
     """Have *work* done, first as it should be, then again for each of its steps, with the agent killed after that step
-    and started again. Returns the steps; those that match *but*, which others kill it at, are passed over."""
+    and started again. Returns the steps; those that match *but*, which others kill it at, are passed over, and with
+    *once* all but the first and the last of equal steps."""
     work.prepare("whole")
     agent.forget()
     work.begin("whole")
@@ -78,7 +79,7 @@ def kill_at_every_step(agent: MortalAgent, work: Work, but: str = "$^") -> list[
     steps = agent.steps()
     work.check("whole")
     for number, step in enumerate(steps):
-        if re.match(but, step):
+        if re.match(but, step) or (once and step in steps[:number] and step in steps[number + 1 :]):
             continue
         name = f"w{number}"
         work.prepare(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import socket
 import stat
@@ -11,7 +12,9 @@ from typing import Any
 import pytest
 
 from agent.volumes import emptydir, hostpath, persistent, places
+from agent.volumes.node import Node
 from agent.volumes.pods import container_mounts, plan
+from agent.volumes.wanted import Context
 from fusevol.errors import FusevolError, InvalidError
 
 Obj = dict[str, Any]
@@ -86,7 +89,11 @@ def test_the_size_of_an_empty_dir(source: Obj, size: int | None) -> None:
 
 @pytest.mark.parametrize(
     ("medium", "message"),
-    [("Memory", "not supported yet"), ("HugePages-2Mi", "not supported yet"), ("Disk", "unknown storage medium Disk")],
+    [
+        ("HugePages", "reserves no huge pages"),
+        ("HugePages-2Mi", "is not served"),
+        ("Disk", "unknown storage medium Disk"),
+    ],
 )
 def test_other_media_are_refused(medium: str, message: str) -> None:
     """1.1: what is not served is said, not silently put on the disk."""
@@ -146,7 +153,7 @@ def test_the_gate_for_claims(claim: Obj | None, volume: Obj | None, message: str
         ({"mountOptions": ["cache=none"]}, persistent.Source("default", "v", cache="none")),
         ({"mountOptions": ["transport=pyfuse3"]}, persistent.Source("default", "v", transport="pyfuse3")),
         ({"csi": {**VOLUME["spec"]["csi"], "readOnly": True}}, persistent.Source("default", "v", read_only=True)),
-        ({"csi": None, "hostPath": {"path": "/p"}}, persistent.Source(path="/p")),
+        ({"csi": None, "hostPath": {"path": "/p"}}, persistent.Source(path="/p", managed=False)),
         ({"csi": None, "local": {"path": "/p"}}, persistent.Source(path="/p", path_type="Directory")),
     ],
 )
@@ -189,10 +196,15 @@ POD: Obj = {
 }
 
 
+CONTEXT = Context(
+    root=Path("/p"), pool="default", claims=lambda _: (CLAIM, VOLUME), find=lambda _kind, _name: None, node=Node()
+)
+
+
 def test_a_pods_volumes_become_targets() -> None:
     """Each volume has its place, containers find it there, what is not supported is named."""
-    wanted, problems = plan(POD, root=Path("/p"), pool="default", lookup=lambda _: (CLAIM, VOLUME), existing={})
-    shown, parts, more = container_mounts(POD, {w.name: w for w in wanted}, Path("/p"))
+    wanted, problems = plan(POD, CONTEXT)
+    shown, parts, more = container_mounts(POD, {w.name: w for w in wanted}, CONTEXT)
 
     assert [(s["name"], s["hostPath"], s["readOnly"]) for s in shown] == [
         ("e", "/p/pu/volumes/kubernetes.io~empty-dir/e", False),
@@ -206,10 +218,11 @@ def test_a_pods_volumes_become_targets() -> None:
 
 def test_a_volume_that_is_mounted_stays_although_its_claim_goes() -> None:
     """A running Pod keeps what it has: the gate is for new mounts."""
-    wanted, _ = plan(POD, root=Path("/p"), pool="default", lookup=lambda _: (CLAIM, VOLUME), existing={})
+    wanted, _ = plan(POD, CONTEXT)
     rows = {w.attachment.target: w.attachment for w in wanted if w.attachment}
     leaving = changed(CLAIM, metadata={"deletionTimestamp": "now"})
-    again, _ = plan(POD, root=Path("/p"), pool="default", lookup=lambda _: (leaving, VOLUME), existing=rows)
+    later = dataclasses.replace(CONTEXT, claims=lambda _: (leaving, VOLUME), existing=rows)
+    again, _ = plan(POD, later)
 
     assert {w.name for w in again} == {"e", "h", "d"}
 
@@ -219,27 +232,6 @@ def test_a_sub_path_stays_in_the_volume(path: str) -> None:
     """6.2: absolute paths and `..` are refused."""
     with pytest.raises(InvalidError):
         places.check_sub_path(path)
-
-
-def test_sub_paths_are_made_like_the_root_and_follow_no_links(workdir: Path) -> None:
-    """6.5: missing directories get the root's mode; a symbolic link on the way is an error, wherever it leads."""
-    root = workdir / "v"
-    root.mkdir()
-    root.chmod(0o2770)
-    (workdir / "secret").mkdir()
-    (root / "out").symlink_to("../secret")
-    (root / "file").write_text("x")
-    os.close(places.open_sub_path(root, "a/b"))
-    mode = stat.S_IMODE((root / "a" / "b").stat().st_mode)
-    os.close(places.open_sub_path(root, "file"))
-    errors = []
-    for path in ("out", "out/x", "file/x"):
-        with pytest.raises(OSError, match=r"\[Errno") as caught:
-            os.close(places.open_sub_path(root, path))
-        errors.append(caught.value.errno)
-
-    assert mode == 0o2770
-    assert list((workdir / "secret").iterdir()) == []
 
 
 def test_only_empty_directories_are_removed(workdir: Path) -> None:

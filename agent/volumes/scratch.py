@@ -1,0 +1,96 @@
+"""Volumes that begin empty and end with their Pod: emptyDir, and inline csi of the driver fusevol.io. Pure."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Final
+
+from agent.config import DRIVER
+from agent.volumes import emptydir, memory
+from agent.volumes.attachments import Attachment, AttachmentKind
+from agent.volumes.wanted import Context, Wanted, group_of, owner, uid_of
+from fusevol import quantity
+from fusevol.errors import InvalidError
+from fusevol.pool import VolumeRequest
+
+Obj = dict[str, Any]
+
+ATTRIBUTES: Final = ("size", "inodes", "pool")
+_RESERVED: Final = "csi.storage.k8s.io/"
+
+
+def volume_id(pod_uid: str, name: str) -> str:
+    """The id of a Pod's volume; the same one at every try."""
+    return f"{pod_uid}.{name}"
+
+
+def empty_dir(pod: Obj, name: str, source: Obj, context: Context) -> Wanted:
+    """An ``emptyDir``. Raises :class:`InvalidError`."""
+    emptydir.check_medium(source)
+    target = str(context.volumes(pod) / "kubernetes.io~empty-dir" / name)
+    group = group_of(pod, always=True)
+    if source.get("medium") == emptydir.MEMORY:
+        limit = memory.size(pod, emptydir.size_of(source), context.node)
+        mode = int(source.get("mode", emptydir.MEMORY_MODE))
+        options = memory.options(limit, mode=mode, gid=group.gid if group else None)
+        uid = uid_of(pod)
+        row = Attachment(target=target, kind="emptyDir", medium="Memory", options=options, pod=uid, user=uid)
+        return Wanted(name, attachment=context.existing.get(target, row), source=target)
+    request = emptydir.request(volume_id(uid_of(pod), name), source, owner(pod))
+    return made(pod, name, "emptyDir", target, context.pool, request, context)
+
+
+def made(
+    pod: Obj, name: str, kind: AttachmentKind, target: str, pool: str, request: VolumeRequest, context: Context
+) -> Wanted:
+    """A volume that is made for this Pod, and ends with it."""
+    uid = uid_of(pod)
+    row = Attachment(target=target, kind=kind, pool=pool, volume=request.id, pod=uid, user=uid, owned=True)
+    return Wanted(
+        name,
+        request=request,
+        attachment=context.existing.get(target, row),
+        source=target,
+        group=group_of(pod, always=True),
+    )
+
+
+def csi(pod: Obj, name: str, source: Obj, context: Context) -> Wanted:
+    """An inline ``csi`` volume: as large as its attribute ``size`` says. Raises :class:`InvalidError`."""
+    driver = str(source.get("driver") or "")
+    if driver != DRIVER:
+        raise InvalidError(f"driver name {driver} not found in the list of registered CSI drivers: only {DRIVER} is.")
+    attributes = {k: str(v) for k, v in (source.get("volumeAttributes") or {}).items() if not k.startswith(_RESERVED)}
+    unknown = sorted(set(attributes) - set(ATTRIBUTES))
+    if unknown:
+        raise InvalidError(f'there is no volume attribute "{unknown[0]}": the attributes are {", ".join(ATTRIBUTES)}.')
+    request = VolumeRequest(
+        id=volume_id(uid_of(pod), name),
+        capacity_bytes=_count(attributes, "size"),
+        inode_limit=_count(attributes, "inodes"),
+        owner=owner(pod),
+        mode=emptydir.MODE,
+        labels={"kind": "csi"},
+    )
+    if request.capacity_bytes is None:
+        raise InvalidError("an inline volume needs a size: write volumeAttributes: {size: 1Gi}.")
+    target = str(context.volumes(pod) / "kubernetes.io~csi" / name / "mount")
+    found = made(pod, name, "csi", target, attributes.get("pool") or context.pool, request, context)
+    return dataclasses.replace(found, read_only=bool(source.get("readOnly")))
+
+
+def _count(attributes: dict[str, str], word: str) -> int | None:
+    text = attributes.get(word)
+    if text is None:
+        return None
+    count = quantity.parse(text)
+    if count <= 0:
+        raise InvalidError(f'the volume attribute {word} is "{text}": it must be more than zero.')
+    return count
+
+
+def leftovers(pod: Obj) -> list[str]:
+    """Ids of the volumes that may have been made for the Pod, attached or not."""
+    uid = uid_of(pod)
+    kinds = {"emptyDir", "csi", "flexVolume"}
+    return [volume_id(uid, str(v["name"])) for v in pod["spec"].get("volumes") or [] if kinds & set(v)]
