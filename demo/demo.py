@@ -82,7 +82,7 @@ def container_killed(stage: Stage) -> str:
     wait_for("ticks", lambda: lines(stage, "/data/ticks") > 3)
     before = main_process(stage)
     check(before > 1, "podman names no main process of the writer")
-    print(f"    kill -9 of the writer's main process, {before}; podman restarts it as restartPolicy: Always says")
+    print(f"    kill -9 of the writer's main process, {before}; it is started again as restartPolicy: Always says")
     os.kill(before, signal.SIGKILL)
     wait_for("the restart of the writer", lambda: main_process(stage) not in {0, before})
     wait_for("the restarted writer's line", lambda: lines(stage, "/data/starts") == 2)

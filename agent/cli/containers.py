@@ -2,27 +2,24 @@
 
 Kubernetes' rules: ``command`` replaces the image's entrypoint (and then the image's own arguments count no more),
 ``args`` replaces its arguments, ``$(NAME)`` in both and in ``env`` stands for a variable defined before, ``$$(NAME)``
-for the text ``$(NAME)``. What of a Pod needs more than a container engine (Secrets, probes, a network of its own,
-resource limits) is not acted upon; a variable taken from something that cannot be read is refused.
+for the text ``$(NAME)``. What of a Pod needs more than a container engine (probes, a network of its own, resource
+limits) is not acted upon.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from agent.cli.podman import LABEL_CONTAINER, LABEL_NAME, LABEL_NAMESPACE, LABEL_UID
+from agent.volumes.environment import expand
 from fusevol.errors import InvalidError
 
 Obj = dict[str, Any]
 
-RESTART = {"Always": "always", "OnFailure": "on-failure", "Never": "no"}
 _PULL = {"Always": "always", "IfNotPresent": "missing", "Never": "never"}
 _PROPAGATION = {"HostToContainer": "rslave", "Bidirectional": "rshared"}
-_REFERENCE = re.compile(r"\$\$|\$\(([-._a-zA-Z][-._a-zA-Z0-9]*)\)")
-_LABEL_REFERENCE = re.compile(r"metadata\.(labels|annotations)\['(.+)'\]")
 
 
 def container_name(pod: Obj, container: Obj) -> str:
@@ -64,14 +61,14 @@ def _propagation(pod: Obj, container: str, mount: Obj) -> str | None:
     return None
 
 
-def run_arguments(pod: Obj, container: Obj, *, restart: str) -> list[str]:
-    """All arguments after ``podman run`` that start *container* in the background.
+def run_arguments(pod: Obj, container: Obj, variables: Mapping[str, str]) -> list[str]:
+    """All arguments after ``podman run`` that start *container* in the background, with its *variables*.
 
-    *restart* is podman's word (see :data:`RESTART`). Raises :class:`InvalidError` for what cannot be honoured.
+    Raises :class:`InvalidError` for what cannot be honoured.
     """
     metadata, spec = pod["metadata"], pod["spec"]
-    variables = environment(pod, container)
-    arguments = ["--detach", "--name", container_name(pod, container), f"--restart={restart}"]
+    # podman knows no back-off: see agent.cli.supervision
+    arguments = ["--detach", "--name", container_name(pod, container), "--restart=no"]
     for label, value in (
         (LABEL_NAME, metadata["name"]),
         (LABEL_NAMESPACE, metadata.get("namespace", "default")),
@@ -119,46 +116,11 @@ def _security(of_pod: Obj, of_container: Obj) -> list[str]:
     return arguments
 
 
-def environment(pod: Obj, container: Obj) -> dict[str, str]:
-    """The variables that ``env`` sets, expanded. Raises :class:`InvalidError` for a source that is not at hand."""
-    if container.get("envFrom"):
-        raise InvalidError(
-            f'Container "{container["name"]}" takes variables from ConfigMaps or Secrets (envFrom), which do not exist '
-            "here: write them under env."
-        )
-    variables: dict[str, str] = {}
-    for entry in container.get("env") or []:
-        if entry.get("valueFrom"):
-            variables[entry["name"]] = _from_source(pod, container, entry)
-        else:
-            variables[entry["name"]] = expand(str(entry.get("value") or ""), variables)
-    return variables
-
-
-def _from_source(pod: Obj, container: Obj, entry: Obj) -> str:
-    metadata = pod["metadata"]
-    path = str((entry["valueFrom"].get("fieldRef") or {}).get("fieldPath", ""))
-    if path in {"metadata.name", "metadata.namespace", "metadata.uid"}:
-        return str(metadata[path.partition(".")[2]])
-    if match := _LABEL_REFERENCE.fullmatch(path):
-        return str((metadata.get(match[1]) or {}).get(match[2], ""))
-    raise InvalidError(
-        f'The variable {entry["name"]} of container "{container["name"]}" comes from '
-        f"{path or 'a Secret or ConfigMap'}, which does not exist here: give it a value."
-    )
-
-
-def expand(text: str, variables: Mapping[str, str]) -> str:
-    """*text* with ``$(NAME)`` replaced where NAME is known, and ``$$`` by ``$``, as Kubernetes does it."""
-
-    def replacement(match: re.Match[str]) -> str:
-        if match[0] == "$$":
-            return "$"
-        return variables.get(match[1], match[0])
-
-    return _REFERENCE.sub(replacement, text)
-
-
 def all_containers(pod: Obj) -> tuple[Sequence[Obj], Sequence[Obj]]:
     """Init containers and containers, in the order given."""
     return pod["spec"].get("initContainers") or [], pod["spec"]["containers"]
+
+
+def sidecars(pod: Obj) -> list[Obj]:
+    """The init containers that go on beside the others."""
+    return [c for c in pod["spec"].get("initContainers") or [] if c.get("restartPolicy") == "Always"]

@@ -12,21 +12,16 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import FrameType, TracebackType
 from typing import IO, Any, Self
 
 from agent.cli import containers, output
 from agent.cli.podman import Podman
+from agent.cli.supervision import Watch, wait_for
 from fusevol.errors import EXIT_FAILED, EXIT_OK, FusevolError
 
 Obj = dict[str, Any]
-
-_STOPPED_FOR_GOOD = 3.0
-"""Seconds after which a container that a policy should have restarted counts as stopped by somebody."""
-_POLL = 0.5
-"""Seconds between two looks at a container: each starts a podman."""
 
 
 class Interruptible:
@@ -56,27 +51,36 @@ class Interruptible:
             output.note("Stopping the containers.")
             self._podman.try_run("stop", "--time", "10", *self.names)
 
-    def follow(self, shown: Mapping[str, str], policy: str) -> int:
-        """Print the output of the containers (*shown*: name to prefix) until all have ended.
+    def follow(self, shown: Mapping[str, str], policy: str, *, longest: float, sidecars: Sequence[str] = ()) -> int:
+        """Print the output of the containers (*shown*: name to prefix) until all have ended for good under *policy*.
 
-        Returns 0 if all succeeded; else 1, after a sentence that names those that did not.
+        They are started again as that says, after at most *longest* seconds; *sidecars* always, for as long as others
+        run. Returns 0 if all succeeded; else 1, after a sentence that names those that did not.
         """
         lock = threading.Lock()
         followers = [
             _Follower(self._podman, name, f"[{prefix}] " if len(shown) > 1 else "", self._began, lock)
             for name, prefix in shown.items()
         ]
+        watches = [Watch(self._podman, n, policy, longest=longest, tell=output.note) for n in shown]
+        beside = [Watch(self._podman, n, "Always", longest=longest, tell=output.note) for n in sidecars]
         for follower in followers:
             follower.start()
+        for watch in [*watches, *beside]:
+            watch.start()
         try:
-            codes = {shown[name]: _wait(self._podman, name, policy) for name in shown}
+            wait_for(watches)
         except BaseException:
             for follower in followers:
                 follower.stop()
             raise
+        finally:
+            for watch in beside:
+                watch.stop()
+            wait_for(beside)
         for follower in followers:
             follower.end()
-        failed = {name: code for name, code in codes.items() if code}
+        failed = {shown[watch.container]: watch.code for watch in watches if watch.code}
         if not failed:
             return EXIT_OK
         ends = ", ".join(f'"{name}" ended with exit code {code}' for name, code in failed.items())
@@ -85,39 +89,18 @@ class Interruptible:
         return EXIT_FAILED
 
 
-def finish_init(podman: Podman, pod: Obj, container: Obj) -> None:
-    """Wait for an init container. Raises :class:`FusevolError` if it fails for good."""
+def finish_init(podman: Podman, pod: Obj, container: Obj, *, longest: float) -> None:
+    """Wait for an init container, which is started again if it fails. Raises :class:`FusevolError` if that is final."""
     name = containers.container_name(pod, container)
-    policy = "no" if pod["spec"].get("restartPolicy") == "Never" else "on-failure"
-    code = _wait(podman, name, policy)
-    if code:
+    policy = "Never" if pod["spec"].get("restartPolicy") == "Never" else "OnFailure"
+    watch = Watch(podman, name, policy, longest=longest, tell=output.note)
+    watch.start()
+    wait_for([watch])
+    if watch.code:
         raise FusevolError(
-            f'The init container "{container["name"]}" ended with exit code {code}: `podman logs {name}` may say why.'
+            f'The init container "{container["name"]}" ended with exit code {watch.code}: `podman logs {name}` may say '
+            "why."
         )
-
-
-def _wait(podman: Podman, name: str, policy: str) -> int:
-    """The exit code of a container once it has ended and will not be started again by its *policy*."""
-    if policy == "no":
-        done = podman.try_run("wait", name)
-        words = done.stdout.split()
-        return int(words[0]) if words and words[0].lstrip("-").isdigit() else EXIT_OK
-    ended_since: float | None = None
-    while True:
-        found = podman.inspect(name)
-        if found is None:
-            return EXIT_OK  # somebody removed it, for example by `fusevol delete pod`
-        state = found["State"]
-        code = int(state.get("ExitCode", 0))
-        if state.get("Running") or state.get("Status") in {"created", "initialized", "stopping", "paused"}:
-            ended_since = None
-        elif policy == "on-failure" and code == 0:
-            return code
-        else:
-            ended_since = ended_since or time.monotonic()
-            if time.monotonic() - ended_since > _STOPPED_FOR_GOOD:
-                return code
-        time.sleep(_POLL)
 
 
 class _Follower:

@@ -47,7 +47,8 @@ def build() -> argparse.ArgumentParser:
     _common(parser, None)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=_Parser)
     for add in (
-        _agent, _apply, _get, _describe, _delete, _mount, _umount, _pool, _run, _events, _doctor, _upgrade, _flexvolume,
+        _agent, _apply, _get, _describe, _delete, _mount, _umount, _pool, _run, _logs, _exec, _restart,
+        _events, _doctor, _upgrade, _flexvolume,
         _version,
     ):  # fmt: skip
         add(commands)
@@ -284,6 +285,64 @@ def _run(commands: _Commands) -> None:
     parser.add_argument(
         "--timeout", type=_seconds, default=60.0, metavar="TIME", help="how long the volumes may take (default: 60s)"
     )
+    parser.add_argument(
+        "--max-restart-period",
+        type=_seconds,
+        default=300.0,
+        metavar="TIME",
+        help="the longest time until an ended container is started again; it begins with none, then 10s (default: 5m)",
+    )
+
+
+def _pod_container(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("pod", metavar="POD", help="name of a Pod, or pod/NAME")
+    _namespace(parser)
+    parser.add_argument("-c", "--container", metavar="NAME", help="which container (default: the first one)")
+
+
+def _logs(commands: _Commands) -> None:
+    parser = _add(
+        commands,
+        "logs",
+        "inside",
+        "print what a Pod's container has printed",
+        "  fusevol logs web\n  fusevol logs web -c sidecar -f --tail 20",
+    )
+    _pod_container(parser)
+    parser.add_argument("-f", "--follow", action="store_true", help="go on printing what comes")
+    parser.add_argument("--tail", type=int, metavar="LINES", help="only the last lines")
+    parser.add_argument("--since", metavar="TIME", help="only what is newer, such as 10m or an RFC 3339 time")
+    parser.add_argument("--timestamps", action="store_true", help="with the time of each line")
+
+
+def _exec(commands: _Commands) -> None:
+    parser = _add(
+        commands,
+        "exec",
+        "inside",
+        "run a command in a Pod's container",
+        "  fusevol exec web -- ls /data\n  fusevol exec -it web -c app -- sh",
+    )
+    _pod_container(parser)
+    parser.add_argument("-i", "--stdin", action="store_true", help="pass the standard input on")
+    parser.add_argument("-t", "--tty", action="store_true", help="with a terminal")
+    parser.add_argument("words", nargs="+", metavar="COMMAND", help="the command and its arguments, after --")
+
+
+def _restart(commands: _Commands) -> None:
+    parser = _add(
+        commands,
+        "restart",
+        "inside",
+        "stop a Pod's containers and start them again, on the same volumes",
+        "  fusevol restart web\n  fusevol restart web -c app",
+    )
+    parser.add_argument("pod", metavar="POD", help="name of a Pod, or pod/NAME")
+    _namespace(parser)
+    parser.add_argument(
+        "-c", "--container", metavar="NAME", help="only this container (default: all but init containers)"
+    )
+    parser.add_argument("--now", action="store_true", help="kill them instead of asking them to end")
 
 
 def _events(commands: _Commands) -> None:

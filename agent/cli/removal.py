@@ -6,7 +6,7 @@ import time
 from argparse import Namespace
 from typing import Any
 
-from agent.cli import documents
+from agent.cli import documents, supervision
 from agent.cli.podman import Podman, find
 from agent.cli.resources import (
     DEFAULT_NAMESPACE,
@@ -33,7 +33,7 @@ def command(options: Namespace) -> int:
     failure: FusevolError | None = None
     for obj in _find(client, options):
         if obj["kind"] == "Pod":
-            remove_containers(obj, options.grace_period)
+            remove_containers(client, obj, options.grace_period)
         try:
             remaining = max(0.0, deadline - time.monotonic()) if options.wait else None
             gone = delete_object(client, obj, timeout=remaining)
@@ -78,14 +78,15 @@ def _find(client: Client, options: Namespace) -> list[Obj]:
     return sorted(found, key=lambda o: order.index(o["kind"]) if o["kind"] in order else len(order))
 
 
-def remove_containers(pod: Obj, grace: int | None) -> None:
-    """Stop and remove the podman containers of *pod*; nothing to do without podman.
+def remove_containers(client: Client, pod: Obj, grace: int | None) -> None:
+    """Watch no longer, stop and remove the podman containers of *pod*; nothing to do without podman.
 
     *grace*: seconds until SIGKILL; None: the Pod's own.
     """
     command = find()
     if command is None:
         return
+    supervision.end(client, pod["metadata"]["uid"])
     podman = Podman(command)
     containers = podman.of_pod(pod["metadata"]["uid"])
     if grace is None:

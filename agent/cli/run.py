@@ -15,11 +15,14 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from agent.cli import containers, documents, foreground, output
-from agent.cli.podman import LABEL_UID, Podman, require
+from agent.cli import containers, documents, foreground, output, supervision
+from agent.cli.podman import LABEL_NAMESPACE, LABEL_UID, Podman, require
 from agent.cli.removal import delete_object, remove_containers
 from agent.cli.resources import get_object, path_to
 from agent.client import Client, path_of
+from agent.volumes import environment
+from agent.volumes.node import Node
+from agent.volumes.projected import Find
 from fusevol import objects
 from fusevol.errors import (
     EXIT_OK,
@@ -64,33 +67,34 @@ def command(options: Namespace) -> int:
 
 def _run(client: Client, podman: Podman, pod: Obj, options: Namespace) -> int:
     init, main = containers.all_containers(pod)
-    policy = containers.RESTART[pod["spec"].get("restartPolicy", "Always")]
-    sidecars = [c for c in init if c.get("restartPolicy") == "Always"]
+    policy = str(pod["spec"].get("restartPolicy") or "Always")
+    beside = containers.sidecars(pod)
+    supervision.end(client, pod["metadata"]["uid"])  # from now on it is this command that watches
     with foreground.Interruptible(podman) as group:
         for container in init:
             group.names.append(containers.container_name(pod, container))
-            start(podman, pod, container, "always" if container in sidecars else _init_policy(policy))
-            if container not in sidecars:
-                foreground.finish_init(podman, pod, container)
+            start(client, podman, pod, container)
+            if container not in beside:
+                foreground.finish_init(podman, pod, container, longest=options.max_restart_period)
         names = [containers.container_name(pod, c) for c in main]
         for name, container in zip(names, main, strict=True):
             group.names.append(name)
-            start(podman, pod, container, policy)
+            start(client, podman, pod, container)
         if options.detach:
+            if policy != "Never" or beside:
+                supervision.begin(client, pod, options.max_restart_period)
             for name in names:
                 print(name)
             return EXIT_OK
-        code = group.follow({n: c["name"] for n, c in zip(names, main, strict=True)}, policy)
-        if sidecars:
-            podman.try_run("stop", *(containers.container_name(pod, c) for c in sidecars))
+        helpers = [containers.container_name(pod, c) for c in beside]
+        shown = {n: c["name"] for n, c in zip(names, main, strict=True)}
+        code = group.follow(shown, policy, longest=options.max_restart_period, sidecars=helpers)
+        if helpers:
+            podman.try_run("stop", *helpers)
     if options.remove:
-        remove_containers(pod, 0)
+        remove_containers(client, pod, 0)
         delete_object(client, pod, timeout=options.timeout)
     return code
-
-
-def _init_policy(policy: str) -> str:
-    return "no" if policy == "no" else "on-failure"
 
 
 def _only_pod(found: list[Obj], files: list[str]) -> Obj:
@@ -166,7 +170,7 @@ def _print_arguments(pod: Obj) -> None:
         print(comment + " ".join(w if _PLAIN.fullmatch(w) else shlex.quote(w) for w in words))
 
 
-def start(podman: Podman, pod: Obj, container: Obj, restart: str) -> None:
+def start(client: Client, podman: Podman, pod: Obj, container: Obj) -> None:
     """Have *container* running: start it, start it again when it had ended, leave it alone when it runs."""
     name = containers.container_name(pod, container)
     existing = podman.inspect(name)
@@ -181,10 +185,29 @@ def start(podman: Podman, pod: Obj, container: Obj, restart: str) -> None:
                 f'A container "{name}" that is not of a Pod exists: remove it with `podman rm {name}`, '
                 "or give the Pod another name."
             )
+        namespace = labels.get(LABEL_NAMESPACE, "default")
+        if namespace != pod["metadata"].get("namespace", "default"):
+            raise ConflictError(
+                f'The container "{name}" is of a Pod of the same name in namespace {namespace}: '
+                "give yours another name."
+            )
         podman.remove([name], 0)
+    variables = environment.of(pod, container, _finder(client, pod), Node.here(os.uname().nodename.lower(), "/"))
     try:
-        podman.run("run", *containers.run_arguments(pod, container, restart=restart))
+        podman.run("run", *containers.run_arguments(pod, container, variables))
     except FusevolError:
         # a container that was created but could not be started would be in the way of the next attempt
         podman.try_run("rm", "--force", "--ignore", name)
         raise
+
+
+def _finder(client: Client, pod: Obj) -> Find:
+    """Secrets and ConfigMaps of the Pod's namespace."""
+
+    def find(kind: str, name: str) -> Obj | None:
+        try:
+            return get_object(client, objects.find_kind(kind), pod["metadata"].get("namespace"), name)
+        except NotFoundError:
+            return None
+
+    return find

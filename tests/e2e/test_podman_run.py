@@ -52,11 +52,12 @@ def test_foreground_of_several(pod_agent: Agent) -> None:
 
 
 def test_on_failure(pod_agent: Agent, podman: Podman) -> None:
-    """restartPolicy OnFailure: a failing container is started again until it succeeds, and all its output is shown."""
+    """restartPolicy OnFailure: a failing container is started again until it succeeds, first at once, then after a
+    back-off, of which a word is said; and all its output is shown."""
     script = "echo x >> /s/f; n=$(wc -l < /s/f); echo try $n; [ $n = 3 ]"
-    done = pod_agent.cli("run", "-f", write(pod_agent, script, policy="OnFailure"))
+    done = pod_agent.cli("run", "--max-restart-period", "2s", "-f", write(pod_agent, script, policy="OnFailure"))
 
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, done.stderr) == (0, "back-off 2s restarting failed container=p-c0 (exit code 1)\n")
     assert done.stdout == "try 1\ntry 2\ntry 3\n"
 
 

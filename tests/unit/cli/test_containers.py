@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 
 from agent.cli import containers
+from agent.volumes import environment
+from agent.volumes.node import Node
 from fusevol.errors import InvalidError
 
 Obj = dict[str, Any]
@@ -29,7 +31,8 @@ def pod(container: Obj, **spec: Any) -> Obj:
 def arguments(container: Obj, **spec: Any) -> list[str]:
     """What follows ``podman run`` for that Pod."""
     whole = pod(container, **spec)
-    return containers.run_arguments(whole, whole["spec"]["containers"][0], restart="no")
+    only = whole["spec"]["containers"][0]
+    return containers.run_arguments(whole, only, environment.of(whole, only, lambda _kind, _name: None, Node()))
 
 
 LABELS = [
@@ -106,16 +109,3 @@ def test_colon_in_path() -> None:
 
     with pytest.raises(InvalidError, match="has a colon in its path /srv/a:b"):
         containers.volume_arguments(whole, "c")
-
-
-@pytest.mark.parametrize(
-    "container",
-    [
-        {"env": [{"name": "S", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}}]},
-        {"envFrom": [{"configMapRef": {"name": "m"}}]},
-    ],
-)
-def test_unreadable_sources_are_refused(container: Obj) -> None:
-    """A variable whose source does not exist is an error, not an empty string."""
-    with pytest.raises(InvalidError, match=r"which do(es)? not exist here"):
-        arguments(container)

@@ -1,0 +1,252 @@
+"""Watches a Pod's containers and starts them again as its restartPolicy says.
+
+Podman's own restart policies know no back-off: a container that fails at once would fail many times a second, for ever.
+So podman is told ``--restart=no``, and whoever runs the Pod watches: ``fusevol run`` itself in the foreground, after
+``fusevol run -d`` a process of its own (``python -m agent.cli.supervision``). That sleeps on a pidfd of each
+container's first process, and nothing but restarts needs it: what kills it harms no container, and running the Pod
+again starts another one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from agent.cli import containers
+from agent.cli.backoff import LONGEST, Backoff, restarts
+from agent.cli.podman import Podman, require
+from agent.client import Client, path_of
+from fusevol.errors import EXIT_OK, FusevolError
+
+Obj = dict[str, Any]
+_POLL: Final = 0.2
+"""Seconds between two looks at a container that is neither running nor at its end."""
+_LOOK: Final = 2.0
+"""Seconds between two looks whether a container that waits for its next start is there still."""
+_UNSETTLED: Final = {"created", "initialized", "stopping", "paused"}
+
+
+class Watch(threading.Thread):
+    """One container, from now until it has ended for good."""
+
+    def __init__(
+        self, podman: Podman, name: str, policy: str, *, longest: float = LONGEST, tell: Callable[[str], None]
+    ) -> None:
+        """*policy* is the Pod's restartPolicy; *tell* hears of each restart that has to wait."""
+        super().__init__(name=f"watch of {name}", daemon=True)
+        self.container = name
+        self.code = EXIT_OK
+        """The exit code with which it ended for good; 0 for one that somebody has removed."""
+        self.failure: FusevolError | None = None
+        self._podman = podman
+        self._policy = policy
+        self._tell = tell
+        self._backoff = Backoff(longest)
+        self._over = threading.Event()
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC)
+
+    def stop(self) -> None:
+        """Watch no longer, and start nothing any more."""
+        self._over.set()
+        with contextlib.suppress(OSError):
+            os.eventfd_write(self._wake, 1)
+
+    def run(self) -> None:
+        try:
+            self._watch()
+        except FusevolError as e:
+            self.failure = e
+
+    def close(self) -> None:
+        """Give back what it holds; after its end."""
+        os.close(self._wake)
+
+    def _watch(self) -> None:
+        while not self._over.is_set():
+            found = self._podman.inspect(self.container)
+            if found is None:
+                return  # somebody removed it, for example by `fusevol delete pod`
+            state = found["State"]
+            if state.get("Running"):
+                self._sleep_until_end(int(state.get("Pid") or 0))
+            elif state.get("Status") in _UNSETTLED:
+                self._over.wait(_POLL)
+            else:
+                self.code = int(state.get("ExitCode", 0))
+                if not restarts(self._policy, self.code) or not self._again():
+                    return
+
+    def _sleep_until_end(self, pid: int) -> None:
+        try:
+            descriptor = os.pidfd_open(pid)
+        except OSError:  # it has ended just now, or podman runs it elsewhere
+            self._over.wait(_POLL)
+            return
+        try:
+            found = self._podman.inspect(self.container)
+            if found is None or int(found["State"].get("Pid") or 0) != pid:
+                return  # the number may be somebody else's by now
+            waiting = select.poll()
+            waiting.register(descriptor, select.POLLIN)
+            waiting.register(self._wake, select.POLLIN)
+            waiting.poll()
+        finally:
+            os.close(descriptor)
+
+    def _again(self) -> bool:
+        """Start it again when it is due; False when it is gone, or nobody wants that any more."""
+        due = self._backoff.due(time.monotonic())
+        if due - time.monotonic() >= 1:
+            wait = round(due - time.monotonic())
+            self._tell(f"back-off {wait}s restarting failed container={self.container} (exit code {self.code})")
+        while (left := due - time.monotonic()) > 0:
+            if self._over.wait(min(left, _LOOK)):
+                return False
+            found = self._podman.inspect(self.container)
+            if found is None:
+                return False
+            if found["State"].get("Running"):  # somebody was faster: `fusevol restart`
+                break
+        if self._over.is_set():
+            return False
+        self._backoff.started(time.monotonic())
+        done = self._podman.try_run("start", self.container)
+        if done.returncode and self._podman.inspect(self.container) is not None:
+            self._tell(f"{self.container} cannot be started: {' '.join(done.stderr.split())}")
+        return True
+
+
+def wait_for(watches: Sequence[Watch]) -> None:
+    """Return when all have ended. Raises what made one fail; interrupted, all stop."""
+    try:
+        for watch in watches:
+            while watch.is_alive():
+                watch.join(0.5)  # a join without a limit does not let signals through
+    except BaseException:
+        for watch in watches:
+            watch.stop()
+        raise
+    finally:
+        for watch in watches:
+            watch.join(10)
+            if not watch.is_alive():
+                watch.close()
+    for watch in watches:
+        if watch.failure is not None:
+            raise watch.failure
+
+
+# -- in the background
+
+
+def lock_file(client: Client, uid: str) -> Path:
+    """What the process that watches a Pod has locked, with its pid in it; beside the agent's socket."""
+    return client.socket.parent / "supervisors" / f"{uid}.lock"
+
+
+def begin(client: Client, pod: Obj, longest: float) -> None:
+    """Have a process watch the Pod in the background; nothing to do if one does."""
+    metadata = pod["metadata"]
+    place = lock_file(client, metadata["uid"])
+    place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    words = [str(client.socket), metadata["namespace"], metadata["name"], metadata["uid"], str(longest)]
+    with place.with_suffix(".log").open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "agent.cli.supervision", *words],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            start_new_session=True,
+            cwd="/",
+        )
+    assert process.stdout is not None  # noqa: S101 - it is a pipe
+    with process.stdout:
+        process.stdout.readline()  # it watches, or another one does
+
+
+def end(client: Client, uid: str) -> float | None:
+    """Have nobody watch the Pod in the background any more; the longest delay that somebody kept who did."""
+    place = lock_file(client, uid)
+    found: float | None = None
+    try:
+        with place.open() as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                # whoever holds the lock has written this
+                pid, longest = file.read().split()
+                found = float(longest)
+                descriptor = os.pidfd_open(int(pid))
+                with contextlib.suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(descriptor, signal.SIGTERM)
+                waiting = select.poll()
+                waiting.register(descriptor, select.POLLIN)
+                waiting.poll(10_000)
+                os.close(descriptor)
+    except (OSError, ValueError):
+        pass
+    for path in (place, place.with_suffix(".log")):
+        path.unlink(missing_ok=True)
+    return found
+
+
+def main(argv: Sequence[str]) -> int:
+    """Watch one Pod until its containers have ended for good or are gone."""
+    socket, namespace, name, uid, longest = argv
+    client = Client(Path(socket))
+    place = lock_file(client, uid)
+    with place.open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return EXIT_OK
+        lock.truncate(0)
+        lock.write(f"{os.getpid()} {longest}")
+        lock.flush()
+        pod: Obj = client.request("GET", path_of("namespaces", namespace, "pods", name))
+        if pod["metadata"]["uid"] == uid:
+            _watch_all(Podman(require()), pod, float(longest))
+    return EXIT_OK
+
+
+def _watch_all(podman: Podman, pod: Obj, longest: float) -> None:
+    def tell(text: str) -> None:
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        print(f"{stamp} {text}", file=sys.stderr, flush=True)
+
+    def stop(_signal: int, _frame: object) -> None:
+        for watch in [*main_ones, *beside]:
+            watch.stop()
+
+    policy = str(pod["spec"].get("restartPolicy") or "Always")
+    _, ordinary = containers.all_containers(pod)
+    main_ones = [Watch(podman, containers.container_name(pod, c), policy, longest=longest, tell=tell) for c in ordinary]
+    beside = [
+        Watch(podman, containers.container_name(pod, c), "Always", longest=longest, tell=tell)
+        for c in containers.sidecars(pod)
+    ]
+    signal.signal(signal.SIGTERM, stop)
+    for watch in [*main_ones, *beside]:
+        watch.start()
+    print("watching", flush=True)
+    os.close(sys.stdout.fileno())
+    wait_for(main_ones)
+    for watch in beside:
+        watch.stop()
+    wait_for(beside)
+    if beside and all(podman.inspect(w.container) is not None for w in main_ones):
+        podman.try_run("stop", *(w.container for w in beside))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
