@@ -170,7 +170,7 @@ def _suited(name: str, path: Path) -> Driver:
         fitting = drivers.probe(path).name
         raise InvalidError(
             f"The pool {path} cannot have the driver {name} on the filesystem that it is on now: "
-            f"mount the right one, or set its driver to {fitting}."
+            f"{driver.needs}, or set its driver to {fitting}."
         )
     return driver
 

@@ -27,6 +27,7 @@ _QUOTACTL_FD: Final = 443  # one number on all architectures but alpha
 _PROJECT: Final = 2  # linux/quota.h: PRJQUOTA
 _GET: Final = 0x800007 << 8 | _PROJECT  # Q_GETQUOTA
 _SET: Final = 0x800008 << 8 | _PROJECT  # Q_SETQUOTA
+_GET_FORMAT: Final = 0x800004 << 8 | _PROJECT  # Q_GETFMT
 _GET_STATE: Final = ord("X") << 16 | _PROJECT | 5 << 8  # Q_XGETQSTAT
 _COUNTED: Final = 1 << 4  # linux/dqblk_xfs.h: FS_QUOTA_PDQ_ACCT
 _ENFORCED: Final = 1 << 5  # FS_QUOTA_PDQ_ENFD
@@ -73,6 +74,20 @@ def state(fd: int) -> State:
         raise
     (flags,) = struct.unpack_from("=2xH", answer.raw)  # struct fs_quota_stat
     return State(bool(flags & _COUNTED), bool(flags & _ENFORCED))
+
+
+def names_take(fd: int) -> int:
+    """What must be left of a limit, in bytes, so that a name can be made on the filesystem of *fd*; data can have it.
+
+    Measured with directories, links, long symbolic links and attributes on Linux 6.1 and 6.12: XFS sets 48 blocks aside
+    for the worst case; ext4 takes what it takes, one block, and another one now and then for the map of a file.
+    """
+    answer = ctypes.create_string_buffer(4)
+    try:
+        _quotactl(fd, _GET_FORMAT, 0, answer)
+    except OSError:  # ESRCH: XFS, which has quotas of its own format
+        return 48 * os.fstatvfs(fd).f_frsize
+    return 4 * os.fstatvfs(fd).f_frsize
 
 
 def usage(fd: int, project: int) -> Measured:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import pytest
@@ -23,6 +24,11 @@ def fields(name: str) -> dict[str, Any]:
             pytest.skip("this kernel has no FUSE over io_uring (Linux 6.14)")
         parameter.PARAMETER.write_text("Y")
     return {"transport": "kernel", "io_uring": name == "io_uring"}
+
+
+def passthrough() -> bool:
+    """Whether this kernel reads and writes backing files by itself (Linux 6.9)."""
+    return tuple(int(n) for n in os.uname().release.split(".")[:2]) >= (6, 9)
 
 
 def check(server: VolumeServer, name: str) -> None:

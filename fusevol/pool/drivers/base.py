@@ -67,6 +67,8 @@ class Driver(ABC):
 
     name: ClassVar[str]
     """As in ``pool.json``, ``volume.json`` and ``fusevol.quota.kernel.MODULES``."""
+    needs: ClassVar[str] = "mount the right one"
+    """What to do where it does not fit, the middle of a sentence."""
 
     def __init__(self, pool: Path) -> None:
         """*pool*: its directory, which exists."""

@@ -32,14 +32,16 @@ _RANGE: Final = 1 << 20
 """Numbers that a pool has for its volumes. The ranges of two pools may be the same: it only takes them longer."""
 _RANGES: Final = 2045
 """From twice the range on, below 2³¹; what others take (Kubernetes: 1048577 and up) is below."""
-_GRANULARITY: Final = 48 * 4096
-"""Making a name takes room for the worst case (measured: XFS 48 blocks, ext4 one); what is left then, data can have."""
 
 
 class PrjQuota(Plain):
     """See above."""
 
     name: ClassVar[str] = "prjquota"
+    needs: ClassVar[str] = (
+        "mount it with the option prjquota (Linux 5.14 or later; ext4 must have the features quota and project, "
+        "see `tune2fs -O quota,project`)"
+    )
     _allocation: ClassVar[threading.Lock] = threading.Lock()
 
     @classmethod
@@ -51,6 +53,8 @@ class PrjQuota(Plain):
     def capabilities(self) -> Capabilities:
         """See ``Driver``."""
         kept = self.fits(self.pool)
+        with _opened(self.pool) as fd:
+            granularity = project.names_take(fd) if kept else 0
         kind: copying.Kind = "reflink" if copying.shares_blocks(self.pool) else "copy"
         return Capabilities(
             quota_bytes=kept,
@@ -59,7 +63,7 @@ class PrjQuota(Plain):
             clone=kind,
             usage="project quotas" if kept else "",
             shared=False,
-            granularity=_GRANULARITY if kept else 0,
+            granularity=granularity,
             remark="" if kept else _remedy(self.pool),
         )
 
@@ -134,10 +138,7 @@ class PrjQuota(Plain):
 
 
 def _remedy(path: Path) -> str:
-    return (
-        f"Project quotas are not enforced on the filesystem of {path}: mount it with the option prjquota "
-        "(Linux 5.14 or later; ext4 must have the features quota and project, see `tune2fs -O quota,project`)."
-    )
+    return f"Project quotas are not enforced on the filesystem of {path}: {PrjQuota.needs}."
 
 
 @contextlib.contextmanager
