@@ -67,6 +67,15 @@ def io_uring_off() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
+def umask() -> Iterator[None]:
+    """The umask is as before afterwards: a filesystem leaves its caller's with the thread that carries requests out."""
+    before = os.umask(0)
+    os.umask(before)
+    yield
+    os.umask(before)
+
+
+@pytest.fixture(autouse=True)
 def logs(request: pytest.FixtureRequest) -> Iterator[LogCheck]:
     """The log check: the test fails on a record that it did not name by ``expect_log`` or ``logs.expect``."""
     check = LogCheck()
