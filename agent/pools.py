@@ -7,6 +7,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, Self, TypeVar
@@ -32,6 +33,8 @@ from fusevol.pool.drivers import Capabilities
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+_TRASH_AGAIN = 60.0
+"""Seconds after which a trash that could not be emptied is tried again: its pool may have come back."""
 
 
 class Mounted(Protocol):
@@ -164,14 +167,21 @@ class _Place:
             await self._empty_trash()
 
     async def _empty_trash(self) -> None:
+        told = ""
         while True:
             await self.discarded.wait()
             self.discarded = trio.Event()
             try:
                 for entry in await self.run_long(lambda pool: pool.trashed()):
                     await self.run_long(lambda pool, entry=entry: pool.purge(entry))  # type: ignore[misc]
+                told = ""
             except (FusevolError, OSError) as e:
-                log.warning("The trash of pool %s cannot be emptied: %s", self.name, e)
+                if str(e) != told:  # once, however often that is tried
+                    told = str(e)
+                    log.warning("The trash of pool %s cannot be emptied: %s", self.name, e)
+                with trio.move_on_after(_TRASH_AGAIN):
+                    await self.discarded.wait()
+                self.discarded.set()
 
 
 class Pools:
@@ -286,8 +296,11 @@ class Pools:
         async with self._changing:
             await place.run_long(lambda _pool: book.grow(record, size))
 
-    async def remove(self, name: str) -> None:
-        """Delete a pool that has no volumes. Raises :class:`ConflictError` while there is something in it."""
+    async def remove(self, name: str, *, forget: bool = False) -> None:
+        """Delete a pool that has no volumes. Raises :class:`ConflictError` while there is something in it.
+
+        *forget*: also one that cannot be looked into; its image file, if there is one, stays.
+        """
         place = self._place(name)
         book = self._own_book()
         record = book.find(name) if place.made else None
@@ -295,12 +308,18 @@ class Pools:
             raise InvalidError(f"The pool {name} is of the configuration: take it out there.")
         async with self._changing:
             if record.made:
-                await place.run(partial(_check_empty, name))
+                try:
+                    await place.run(partial(_check_empty, name))
+                except UnavailableError as e:
+                    if not forget:
+                        raise UnavailableError(f"{e.message} Or have the pool forgotten, with --force.") from e
+                    record = replace(record, own_image=False)
+            forgotten = record
             place.closing.cancel()
 
             def let_go() -> None:
                 place.close()
-                book.remove(record)
+                book.remove(forgotten)
 
             try:
                 await trio.to_thread.run_sync(let_go)

@@ -201,9 +201,9 @@ class Api:
 
     async def delete_pool(self, request: Request) -> Response:
         """Delete a pool that has no volumes."""
-        await body(request)
+        given = await body(request)
         name = request.path_params["name"]
-        await self._pools.remove(name)
+        await self._pools.remove(name, forget=given.get("force") is True)
         return JSONResponse({"name": name})
 
     async def check(self, request: Request) -> Response:

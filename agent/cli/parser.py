@@ -260,7 +260,11 @@ def _pool(commands: _Commands) -> None:
     where.add_argument("--image", metavar="FILE", help="in a file of --size, which is made if it is missing")
     where.add_argument("--size", metavar="SIZE", help="of the image file, such as 50Gi (create, grow)")
     where.add_argument("--fs", metavar="FS", help="xfs or btrfs (default: btrfs: its snapshots are instant)")
-    where.add_argument("--force", action="store_true", help="format even what holds data: that is destroyed")
+    where.add_argument(
+        "--force",
+        action="store_true",
+        help="format even what holds data: that is destroyed (delete: forget one that is not there)",
+    )
     where.add_argument("--simple-quotas", action="store_true", help="btrfs: cheaper quotas, clones count as nothing")
     where.add_argument("--driver", metavar="NAME", help="how volumes are made (default: what fits the filesystem)")
     where.add_argument("--overcommit", type=float, metavar="X", help="promise at most X times the pool's size")

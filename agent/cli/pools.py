@@ -38,7 +38,7 @@ def _change(client: Client, options: Namespace) -> None:
     if not name:
         raise UsageError(f"Name the pool: `fusevol pool {options.action} NAME`.")
     if options.action == "delete":
-        client.request("DELETE", path_of("pools", name), timeout=_LONG)
+        client.request("DELETE", path_of("pools", name), {"force": options.force}, timeout=_LONG)
         print(f"pool/{name} deleted")
         return
     if options.action == "grow":

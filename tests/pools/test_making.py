@@ -195,7 +195,14 @@ def test_cannot_be_mounted(agent: Agent, workdir: Path) -> None:
     assert eventually(lambda: agent.get("pvc", "data")["status"].get("phase") == "Bound", 20)
     aside.rename(image)
     assert show(agent, "gone")["driver"] == "btrfs"
-    subprocess.run(["umount", str(point)], check=False, timeout=20)
+    agent.stop()
+    mount.unmount(point)
+    image.rename(aside)
+    agent.start()
+    assert "with --force" in refused(agent, "pool", "delete", "gone")
+    agent.ok("pool", "delete", "gone", "--force")
+    assert "There is no pool" in refused(agent, "pool", "show", "gone")
+    assert aside.exists()
 
 
 @pytest.mark.expect_log("The pool half cannot be used")
