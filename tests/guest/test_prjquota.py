@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 import pytest
 
-from fusevol.errors import UnavailableError
-from fusevol.pool import drivers
+from fusevol.errors import InvalidError, UnavailableError
+from fusevol.pool import Pool, drivers
 from fusevol.pool.drivers import NO_LIMITS, Backing, Limits
 from fusevol.pool.drivers.plain import Plain
 from fusevol.pool.drivers.prjquota import PrjQuota
@@ -170,16 +170,21 @@ def test_not_enforced(workdir: Path, kind: Kind, features: bool) -> None:
 
 @once
 def test_remedy(workdir: Path, kind: Kind) -> None:
-    """A volume on a filesystem that is mounted again without the option is not served, and checked with a sentence."""
+    """On a filesystem that is mounted again without the option neither pool nor volume is used; a sentence says why."""
     point = make_loop_fs(workdir, kind, 512 * MIB, features=FEATURES[kind], options="loop,prjquota")
     driver = PrjQuota(point)
     data = point / "volume"
     backing = driver.make(data, Limits(LIMIT, None))
+    Pool.open(point / "pool", "p", create=True).close()
     assert driver.check(data, backing, Limits(LIMIT, None)) == []
     image = str(workdir / f"{kind}0.img")
     subprocess.run(["umount", str(point)], check=True)
     subprocess.run(["mount", "-o", "loop", image, str(point)], check=True)
     found = driver.check(data, backing, Limits(LIMIT, None))
+    with pytest.raises(
+        InvalidError, match=r"cannot have the driver prjquota .*: mount it with the option prjquota .*\.$"
+    ):
+        Pool.open(point / "pool", "p")
     with pytest.raises(UnavailableError, match="switch its quotas on again"):
         open_meter("prjquota", data)
     subprocess.run(["umount", str(point)], check=True)
