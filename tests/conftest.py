@@ -107,6 +107,7 @@ def workdir(logs: LogCheck) -> Iterator[Path]:
     finally:
         rescue.cancel()
         tear_down(path)
+        logs.gather()
         shutil.rmtree(path)
 
 

@@ -30,6 +30,12 @@ class LogCheck(logging.Handler):
         """Check what is added to the log *file* of another process as well."""
         self._files.setdefault(file, file.stat().st_size if file.exists() else 0)
 
+    def gather(self) -> None:
+        """Read the log files for the last time: they are about to be removed."""
+        for file in self._files:
+            self._records += self._lines(file)
+        self._files.clear()
+
     def seen(self) -> list[str]:
         """All records of WARNING and above so far, expected or not."""
         return [*self._records, *(line for file in self._files for line in self._lines(file))]
