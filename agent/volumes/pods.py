@@ -214,6 +214,8 @@ def _part(
     pod: Obj, container: Obj, index: int, request: Obj, volume: Wanted, context: Context
 ) -> tuple[Attachment | None, Obj]:
     """The attachment that a mount needs that is not just the whole volume, and what the status says of it."""
+    if request.get("bindMountOptions"):
+        raise InvalidError("bindMountOptions are not served here: leave them out.")
     recursive = request.get("recursiveReadOnly") in {"Enabled", "IfPossible"}
     place = directory(context.root, pod) / "volume-subpaths" / volume.name / str(container["name"]) / str(index)
     known = context.existing.get(str(place))

@@ -37,7 +37,8 @@ def test_memory_is_a_tmpfs_with_a_limit(agent: Agent) -> None:
     pods.pod(agent, "pod", source, container=limited)
     pods.pod(agent, "node", source)
     places = {name: pods.ready(agent, name)["/m"] for name in ("size", "pod", "node")}
-    kinds = {p.fstype for p in map(mount.find, places.values()) if p}
+    found = [p for p in map(mount.find, places.values()) if p]
+    kinds = {(p.fstype, "noswap" in p.super_options) for p in found}
     sizes = {name: size(place) for name, place in places.items()}
     with pytest.raises(OSError, match="No space left"):
         (places["size"] / "big").write_bytes(b"x" * (1 << 21))
@@ -45,7 +46,7 @@ def test_memory_is_a_tmpfs_with_a_limit(agent: Agent) -> None:
     bits = mode(places["size"])
     pods.delete(agent, "Pod", "size")
 
-    assert kinds == {"tmpfs"}
+    assert kinds == {("tmpfs", True)}
     assert sizes == {
         "size": 1 << 20,
         "pod": 8 << 20,

@@ -216,6 +216,31 @@ def test_a_pods_volumes_become_targets() -> None:
     assert [(p.name, "type nfs" in p.message) for p in problems + more] == [("n", True)]
 
 
+def test_the_mode_of_an_empty_dir() -> None:
+    """1.1: the volume's root is made with it, on disk and in memory; the group's bits come on top."""
+    volumes = [
+        {"name": "disk", "emptyDir": {"mode": 0o700}},
+        {"name": "memory", "emptyDir": {"mode": 0o700, "medium": "Memory"}},
+    ]
+    wanted, _ = plan({**POD, "spec": {"volumes": volumes, "securityContext": {"fsGroup": 7}}}, CONTEXT)
+    disk, memory = (w for w in wanted if w.attachment)
+
+    assert disk.request is not None
+    assert disk.request.mode == 0o700
+    assert memory.attachment is not None
+    assert memory.attachment.options == "mode=2770,gid=7"
+
+
+def test_bind_mount_options_are_refused() -> None:
+    """What is not served is said, not ignored."""
+    mounts = [{"name": "e", "mountPath": "/e", "bindMountOptions": ["noexec"]}]
+    pod = {**POD, "spec": {**POD["spec"], "containers": [{"name": "c", "volumeMounts": mounts}]}}
+    wanted, _ = plan(pod, CONTEXT)
+    _, _, problems = container_mounts(pod, {w.name: w for w in wanted}, CONTEXT)
+
+    assert [p.message for p in problems] == ["bindMountOptions are not served here: leave them out."]
+
+
 def test_a_volume_that_is_mounted_stays_although_its_claim_goes() -> None:
     """A running Pod keeps what it has: the gate is for new mounts."""
     wanted, _ = plan(POD, CONTEXT)
