@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from agent.cli.podman import LABEL_CONTAINER, LABEL_NAME, LABEL_NAMESPACE, LABEL_UID
+from agent.cli.supervision import Watched
 from agent.volumes.environment import expand
 from fusevol.errors import InvalidError
 
@@ -124,3 +125,13 @@ def all_containers(pod: Obj) -> tuple[Sequence[Obj], Sequence[Obj]]:
 def sidecars(pod: Obj) -> list[Obj]:
     """The init containers that go on beside the others."""
     return [c for c in pod["spec"].get("initContainers") or [] if c.get("restartPolicy") == "Always"]
+
+
+def watched(pod: Obj, longest: float) -> Watched:
+    """What a process in the background has to know to start the Pod's containers again."""
+    return Watched(
+        policy=str(pod["spec"].get("restartPolicy") or "Always"),
+        containers=[container_name(pod, c) for c in pod["spec"]["containers"]],
+        sidecars=[container_name(pod, c) for c in sidecars(pod)],
+        longest=longest,
+    )

@@ -74,7 +74,7 @@ def _restart(client: Client, podman: Podman, pod: Obj, options: Namespace) -> in
     watched = supervision.end(client, pod["metadata"]["uid"])
     podman.run("restart", "--time", str(grace), *targets)
     if watched is not None:
-        supervision.begin(client, pod, watched)
+        supervision.begin(client, pod["metadata"]["uid"], containers.watched(pod, watched))
     for target in targets:
         print(f"{target} restarted")
     return EXIT_OK

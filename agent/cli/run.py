@@ -82,7 +82,7 @@ def _run(client: Client, podman: Podman, pod: Obj, options: Namespace) -> int:
             start(client, podman, pod, container)
         if options.detach:
             if policy != "Never" or beside:
-                supervision.begin(client, pod, options.max_restart_period)
+                supervision.begin(client, pod["metadata"]["uid"], containers.watched(pod, options.max_restart_period))
             for name in names:
                 print(name)
             return EXIT_OK

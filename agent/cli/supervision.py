@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
 import select
 import signal
@@ -19,13 +20,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from agent.cli import containers
 from agent.cli.backoff import LONGEST, Backoff, restarts
 from agent.cli.podman import Podman, require
-from agent.client import Client, path_of
+from agent.client import Client
 from fusevol.errors import EXIT_OK, FusevolError
 
 Obj = dict[str, Any]
@@ -54,6 +55,11 @@ class Watch(threading.Thread):
         self._backoff = Backoff(longest)
         self._over = threading.Event()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether somebody has called :meth:`stop`."""
+        return self._over.is_set()
 
     def stop(self) -> None:
         """Watch no longer, and start nothing any more."""
@@ -154,15 +160,27 @@ def lock_file(client: Client, uid: str) -> Path:
     return client.socket.parent / "supervisors" / f"{uid}.lock"
 
 
-def begin(client: Client, pod: Obj, longest: float) -> None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Watched:
+    """What is watched of a Pod."""
+
+    policy: str
+    """The Pod's restartPolicy."""
+    containers: Sequence[str]
+    """Podman's names."""
+    sidecars: Sequence[str] = ()
+    """Those that are always started again, for as long as one of the others may run."""
+    longest: float = LONGEST
+    """Seconds of the longest back-off."""
+
+
+def begin(client: Client, uid: str, watched: Watched) -> None:
     """Have a process watch the Pod in the background; nothing to do if one does."""
-    metadata = pod["metadata"]
-    place = lock_file(client, metadata["uid"])
+    place = lock_file(client, uid)
     place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    words = [str(client.socket), metadata["namespace"], metadata["name"], metadata["uid"], str(longest)]
     with place.with_suffix(".log").open("ab") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "agent.cli.supervision", *words],
+            [sys.executable, "-m", "agent.cli.supervision", str(place), json.dumps(asdict(watched))],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=log,
@@ -201,51 +219,43 @@ def end(client: Client, uid: str) -> float | None:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Watch one Pod until its containers have ended for good or are gone."""
-    socket, namespace, name, uid, longest = argv
-    client = Client(Path(socket))
-    place = lock_file(client, uid)
+    """Watch one Pod until its containers have ended for good or are gone. No agent is needed for that."""
+    place, watched = Path(argv[0]), Watched(**json.loads(argv[1]))
     with place.open("a+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return EXIT_OK
         lock.truncate(0)
-        lock.write(f"{os.getpid()} {longest}")
+        lock.write(f"{os.getpid()} {watched.longest}")
         lock.flush()
-        pod: Obj = client.request("GET", path_of("namespaces", namespace, "pods", name))
-        if pod["metadata"]["uid"] == uid:
-            _watch_all(Podman(require()), pod, float(longest))
+        _watch_all(Podman(require()), watched)
     return EXIT_OK
 
 
-def _watch_all(podman: Podman, pod: Obj, longest: float) -> None:
+def _watch_all(podman: Podman, watched: Watched) -> None:
     def tell(text: str) -> None:
         stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         print(f"{stamp} {text}", file=sys.stderr, flush=True)
 
     def stop(_signal: int, _frame: object) -> None:
-        for watch in [*main_ones, *beside]:
+        for watch in [*ordinary, *beside]:
             watch.stop()
 
-    policy = str(pod["spec"].get("restartPolicy") or "Always")
-    _, ordinary = containers.all_containers(pod)
-    main_ones = [Watch(podman, containers.container_name(pod, c), policy, longest=longest, tell=tell) for c in ordinary]
-    beside = [
-        Watch(podman, containers.container_name(pod, c), "Always", longest=longest, tell=tell)
-        for c in containers.sidecars(pod)
-    ]
+    ordinary = [Watch(podman, name, watched.policy, longest=watched.longest, tell=tell) for name in watched.containers]
+    beside = [Watch(podman, name, "Always", longest=watched.longest, tell=tell) for name in watched.sidecars]
     signal.signal(signal.SIGTERM, stop)
-    for watch in [*main_ones, *beside]:
+    for watch in [*ordinary, *beside]:
         watch.start()
     print("watching", flush=True)
     os.close(sys.stdout.fileno())
-    wait_for(main_ones)
+    wait_for(ordinary)
+    stopped = any(watch.stopped for watch in ordinary)
     for watch in beside:
         watch.stop()
     wait_for(beside)
-    if beside and all(podman.inspect(w.container) is not None for w in main_ones):
-        podman.try_run("stop", *(w.container for w in beside))
+    if beside and not stopped:
+        podman.try_run("stop", *watched.sidecars)
 
 
 if __name__ == "__main__":
