@@ -1,4 +1,4 @@
-"""docs/pod-volumes.md names tests that exist."""
+"""docs/pod-volumes.md and docs/conformance-pods.md name tests that exist."""
 
 from __future__ import annotations
 
@@ -6,24 +6,28 @@ import re
 from pathlib import Path
 
 _ROOT = Path(__file__).parents[3]
+_TESTS = {n for file in (_ROOT / "tests").rglob("test_*.py") for n in re.findall(r"def (test_\w+)", file.read_text())}
 
 
 def test_every_cell_names_a_test() -> None:
     """Each test that the page names is there, and each cell of "What survives what" names one."""
     text = (_ROOT / "docs" / "pod-volumes.md").read_text()
-    known = {
-        name
-        for file in (_ROOT / "tests").rglob("test_*.py")
-        for name in re.findall(r"def (test_\w+)", file.read_text())
-    }
     table = text.partition("## What survives what")[2].partition("\n## ")[0]
-    rows = [
-        r.strip("| ").split(" | ") for r in table.splitlines() if r.startswith("| ") and not r.startswith("| volume")
-    ]
-    without = [
-        cell for _, *cells in rows for cell in cells if "`test_" not in cell and "the kind that it names" not in cell
-    ]
+    lines = [line for line in table.splitlines() if line.startswith("| ") and not line.startswith("| volume")]
+    cells = [cell for line in lines for cell in line.strip("| ").split(" | ")[1:]]
 
-    assert len(rows) == 9
-    assert set(re.findall(r"`(test_\w+)`", text)) <= known
-    assert without == []
+    assert len(lines) == 9
+    assert [c for c in cells if "`test_" not in c and "the kind that it names" not in c] == []
+    assert set(re.findall(r"`(test_\w+)`", text)) <= _TESTS
+
+
+def test_what_is_the_same_names_its_test() -> None:
+    """Each rule is the same, differs or is not there yet; the same has a test, and each test that is named exists."""
+    text = (_ROOT / "docs" / "conformance-pods.md").read_text()
+    lines = [line for line in text.splitlines() if line.startswith("| ") and line != "| rule | here |"]
+    here = [line.strip("| ").rpartition(" | ")[2] for line in lines]
+
+    assert len(here) > 50
+    assert [h for h in here if not re.match(r"same|differs: |not yet: ", h)] == []
+    assert [h for h in here if h.startswith("same") and "`test_" not in h] == []
+    assert set(re.findall(r"`(test_\w+)`", text)) <= _TESTS
