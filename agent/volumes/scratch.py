@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any, Final
 
 from agent.config import DRIVER
+from agent.controllers.provisioning import PARAMETERS, read_parameters
 from agent.volumes import emptydir, memory
 from agent.volumes.attachments import Attachment, AttachmentKind
 from agent.volumes.wanted import Context, Wanted, group_of, owner, uid_of
@@ -15,7 +16,8 @@ from fusevol.pool import VolumeRequest
 
 Obj = dict[str, Any]
 
-ATTRIBUTES: Final = ("size", "inodes", "pool")
+ATTRIBUTES: Final = ("kind", "size", *sorted(PARAMETERS))
+"""Those of the CSI driver (agent.csi.inline): what works here works there."""
 _RESERVED: Final = "csi.storage.k8s.io/"
 
 
@@ -56,36 +58,40 @@ def made(
 
 
 def csi(pod: Obj, name: str, source: Obj, context: Context) -> Wanted:
-    """An inline ``csi`` volume: as large as its attribute ``size`` says. Raises :class:`InvalidError`."""
+    """An inline ``csi`` volume, at most as large as its attribute ``size`` says. Raises :class:`InvalidError`."""
     driver = str(source.get("driver") or "")
     if driver != DRIVER:
         raise InvalidError(f"driver name {driver} not found in the list of registered CSI drivers: only {DRIVER} is.")
     attributes = {k: str(v) for k, v in (source.get("volumeAttributes") or {}).items() if not k.startswith(_RESERVED)}
+    if attributes.get("kind", "emptyDir") != "emptyDir":
+        raise InvalidError(
+            f"an inline volume of kind {attributes['kind']} is for clusters: use a hostPath volume here."
+        )
     unknown = sorted(set(attributes) - set(ATTRIBUTES))
     if unknown:
         raise InvalidError(f'there is no volume attribute "{unknown[0]}": the attributes are {", ".join(ATTRIBUTES)}.')
+    read = read_parameters({k: v for k, v in attributes.items() if k not in {"kind", "size"}}, "the inline volume")
     request = VolumeRequest(
         id=volume_id(uid_of(pod), name),
-        capacity_bytes=_count(attributes, "size"),
-        inode_limit=_count(attributes, "inodes"),
+        capacity_bytes=_size(attributes),
+        inode_limit=read.inodes,
+        enforced=read.enforced,
         owner=owner(pod),
-        mode=emptydir.MODE,
+        mode=read.mode,
         labels={"kind": "csi"},
     )
-    if request.capacity_bytes is None:
-        raise InvalidError("an inline volume needs a size: write volumeAttributes: {size: 1Gi}.")
     target = str(context.volumes(pod) / "kubernetes.io~csi" / name / "mount")
     found = made(pod, name, "csi", target, attributes.get("pool") or context.pool, request, context)
     return dataclasses.replace(found, read_only=bool(source.get("readOnly")))
 
 
-def _count(attributes: dict[str, str], word: str) -> int | None:
-    text = attributes.get(word)
+def _size(attributes: dict[str, str]) -> int | None:
+    text = attributes.get("size")
     if text is None:
         return None
     count = quantity.parse(text)
     if count <= 0:
-        raise InvalidError(f'the volume attribute {word} is "{text}": it must be more than zero.')
+        raise InvalidError(f'the volume attribute size is "{text}": it must be more than zero.')
     return count
 
 

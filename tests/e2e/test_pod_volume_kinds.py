@@ -148,18 +148,20 @@ def test_an_inline_volume_of_the_driver(agent: Agent) -> None:
     pods.pod(agent, "p", inline(size="1Mi"))
     pods.pod(agent, "other", inline("ebs.csi.aws.com", size="1Mi"))
     pods.pod(agent, "typo", inline(size="1Mi", sizes="2Mi"))
-    pods.pod(agent, "none", inline())
+    pods.pod(agent, "host", inline(kind="hostPath", path="/srv"))
+    pods.pod(agent, "free", inline(mode="0750", quota="none"))
     place = pods.ready(agent, "p")["/v"]
     with pytest.raises(OSError, match="No space left"):
         (place / "big").write_bytes(b"x" * (2 << 20))
     (place / "big").unlink()
     pods.delete(agent, "Pod", "p")
-    eventually(lambda: not os.listdir(agent.pool / "volumes"), what="the volume is gone")
+    eventually(lambda: len(os.listdir(agent.pool / "volumes")) == 1, what="only the other volume is left")
 
     assert size_of_name(place) == "kubernetes.io~csi/v/mount"
     assert "not found in the list of registered CSI drivers" in pods.refused(agent, "other", "ebs")
     assert 'no volume attribute "sizes"' in pods.refused(agent, "typo", "sizes")
-    assert "needs a size" in pods.refused(agent, "none", "size")
+    assert "use a hostPath volume here" in pods.refused(agent, "host", "hostPath")
+    assert mode(pods.ready(agent, "free")["/v"]) == ("0o750", 0)
 
 
 def size_of_name(place: Path) -> str:
