@@ -245,7 +245,10 @@ class Controllers:
             return
         key = Key("PersistentVolumeClaim", row.namespace, row.claim)
         self._wake(self.claims, key)
-        self._pods_of(key)
+        for pod in self._users.of((key.namespace, key.name)):
+            # not the Pod whose mount it is: one that fails takes its attachment back, and has to wait for its next try
+            if pod["metadata"]["uid"] != row.pod:
+                self.pods.add(objects.key(pod))
         self._volumes_of(row.claim_uid)
 
 

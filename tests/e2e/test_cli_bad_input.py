@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import datetime as dt
 import os
 import re
 import socket
@@ -17,6 +19,7 @@ import yaml
 
 from fusevol.transport import mount
 from tests.conftest import LoopFs
+from tests.support import api
 from tests.support.agent import Agent
 from tests.support.logs import LogCheck
 from tests.support.polling import eventually
@@ -281,13 +284,32 @@ def fails_to_provision(agent: Agent, says: str) -> None:
 
 @pytest.mark.expect_log("(?i)provision")
 def test_pool_full(pool_agent: Agent, pool: Path) -> None:
-    """On a pool without a free byte the claim stays Pending and says why."""
-    filled = subprocess.run(
-        ["dd", "if=/dev/zero", f"of={pool / 'ballast'}", "bs=4k"], check=False, capture_output=True, timeout=60
-    )
-    assert b"No space left" in filled.stderr
+    """On a pool without a free inode or byte the claim stays Pending and says why."""
+    with contextlib.suppress(OSError):
+        for number in range(1 << 20):
+            (pool / f"ballast{number}").touch()
+    assert os.statvfs(pool).f_favail == 0
 
     fails_to_provision(pool_agent, "(?:[Ss]pace|full)")
+
+
+def test_what_fails_to_mount_is_tried_again_later_and_later(pool_agent: Agent) -> None:
+    """A Pod whose volume cannot be mounted keeps nobody busy: the time until the next try doubles."""
+    pool_agent.apply(text(claim()))
+    volume = eventually(lambda: api.is_bound(pool_agent, "data"), 20.0, what="the claim is bound")
+    data = next((pool_agent.directory / "ext40" / "p" / "volumes" / volume).glob("data"))
+    data.rename(data.with_name("elsewhere"))
+    pool_agent.apply(text(pod({"persistentVolumeClaim": {"claimName": "data"}})))
+
+    def tries() -> list[dt.datetime]:
+        lines = [line for line in pool_agent.log.read_text().splitlines() if "controllers.queue: pod" in line]
+        return [dt.datetime.strptime(line[:23], "%Y-%m-%d %H:%M:%S,%f") for line in lines]  # noqa: DTZ007 - differences
+
+    eventually(lambda: len(tries()) >= 4, 30.0, what="four tries")
+    _, second, third, fourth = tries()[:4]  # the second comes at once: the Pod changed, it has a condition now
+    assert (third - second).total_seconds() > 0.4
+    assert (fourth - third).total_seconds() > 0.8
+    data.with_name("elsewhere").rename(data)
 
 
 @pytest.mark.expect_log("(?i)provision")
