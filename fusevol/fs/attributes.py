@@ -13,6 +13,7 @@ from fusevol.fs.names import Names, failure
 from fusevol.fs.node import Node
 from fusevol.fs.types import SetAttr
 
+_ACL: Final = b"system.posix_acl_"
 _XATTR_BLOCKS: Final = 2
 
 
@@ -130,6 +131,9 @@ class Attributes(Names):
         try:
             return os.getxattr(_libc.BY_FD % fd, name)
         except OSError as e:
+            if e.errno == errno.EOPNOTSUPP and name.startswith(_ACL):
+                # the kernel asks before it lets anybody but the owner in, and takes this for an answer, not for none
+                raise failure(errno.ENODATA) from None
             raise OSError(e.errno, e.strerror) from None
         finally:
             nodes.unpin(found)

@@ -103,6 +103,20 @@ def test_holes_are_charged(limited: VolumeServer, cephfs: Path) -> None:
     assert used(limited) == du(cephfs)
 
 
+def test_a_filesystem_without_acls(limited: VolumeServer, cephfs: Path) -> None:
+    """Where the backing store has no ACLs (ceph-fuse by default), others than the owner use a directory by its mode."""
+    (limited.mountpoint / "d").mkdir()
+    os.chown(limited.mountpoint / "d", 7, 8)
+    (limited.mountpoint / "d" / "f").write_text("x")
+    with pytest.raises(OSError, match="not supported") as unsupported:
+        os.getxattr(cephfs, "system.posix_acl_access")
+    with pytest.raises(OSError, match="No data") as absent:
+        os.getxattr(limited.mountpoint / "d", "system.posix_acl_access")
+
+    assert (unsupported.value.errno, absent.value.errno) == (errno.EOPNOTSUPP, errno.ENODATA)
+    assert (cephfs / "d" / "f").read_text() == "x"
+
+
 def test_counters_outlive_a_kill(limited: VolumeServer, cephfs: Path) -> None:
     """A server that is started on what an earlier one has left counts what is there."""
     fill(limited.mountpoint / "f", MIB)
