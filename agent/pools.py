@@ -66,13 +66,13 @@ class Room(NamedTuple):
     def of(cls, found: os.statvfs_result) -> Self:
         """From statvfs(3); available is what an ordinary user may have."""
         size = found.f_frsize
+        # CephFS has no limit of inodes and says that -1 are free
+        inodes = (found.f_files, found.f_favail, found.f_files - found.f_ffree) if found.f_ffree >= 0 else (0, 0, 0)
         return cls(
             found.f_blocks * size,
             found.f_bavail * size,
             (found.f_blocks - found.f_bfree) * size,
-            found.f_files,
-            found.f_favail,
-            found.f_files - found.f_ffree,
+            *inodes,
         )
 
 

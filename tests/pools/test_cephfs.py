@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from agent.pools import Room
 from fusevol.errors import ForbiddenError, UnavailableError
 from fusevol.pool import Pool, VolumeRequest
 from fusevol.pool.drivers import Limits
@@ -195,3 +196,11 @@ def test_a_client_without_p(ceph_cluster: ceph.Cluster, cephfs: Path, open_pool:
     assert (made.driver, made.quota) == ("cephfs", "ledger")
     assert "`p`" in refused.value.message
     assert "allow rwp" in refused.value.message
+
+
+def test_room(pool: Pool) -> None:
+    """Of inodes CephFS has no limit: that is no count below zero."""
+    found = Room.of(os.statvfs(pool.path))
+
+    assert os.statvfs(pool.path).f_ffree < 0
+    assert (found.inodes, found.available_inodes, found.used_inodes) == (0, 0, 0)
