@@ -65,9 +65,8 @@ osd pool default pg autoscale mode = off
 osd crush chooseleaf type = 0
 mon allow pool size one = true
 mon warn on pool no redundancy = false
-# a client that is gone, or an MDS, is missed after seconds instead of a minute
-mds beacon interval = 1
-mds beacon grace = 6
+# an MDS that waits for a stopped OSD is not replaced meanwhile: its clients would be shut out
+mds beacon grace = 300
 mds session blocklist on timeout = true
 [mon]
 mon data = {directory}/mon
