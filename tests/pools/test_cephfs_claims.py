@@ -145,7 +145,7 @@ def seed(ceph_cluster: ceph.Cluster, agent: Agent) -> Iterator[Seed]:
     clients = found.ceph_fuse()
     agent.close()
     for pid in clients:
-        eventually(lambda pid=pid: not alive(pid), 20.0, what=f"ceph-fuse {pid} has ended")  # type: ignore[misc]
+        eventually(lambda pid=pid: not alive(pid), 60.0, what=f"ceph-fuse {pid} has ended")  # type: ignore[misc]
 
 
 def test_the_claim_works_as_it_stands(seed: Seed, cephfs: Path) -> None:
