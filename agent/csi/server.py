@@ -183,26 +183,18 @@ class _Bridge:
     def _run(self, call: Call, request: Any, context: grpc.ServicerContext) -> Message:
         scope = trio.CancelScope()
 
-        def over() -> None:
+        def over() -> None:  # at its end, of whatever kind: answered, given up, or later than its deadline
             with contextlib.suppress(trio.RunFinishedError):
                 self._token.run_sync_soon(scope.cancel)
 
-        if not context.add_callback(over):
-            raise Refused(Code.CANCELLED, "The call was given up.")
-        left = context.time_remaining()
-
         async def work() -> Message | None:
-            if left is not None:
-                scope.deadline = trio.current_time() + left
             with scope:
                 return await call(request)
             return None
 
-        response = trio.from_thread.run(work, trio_token=self._token)
+        response = trio.from_thread.run(work, trio_token=self._token) if context.add_callback(over) else None
         if response is None:
-            late = left is not None and (context.time_remaining() or 0.0) <= 0
-            code = Code.DEADLINE_EXCEEDED if late else Code.CANCELLED
-            raise Refused(code, "The call took longer than its caller waits: it may be asked again.")
+            raise Refused(Code.CANCELLED, "The caller has given up, or its deadline is over.")
         return response
 
 

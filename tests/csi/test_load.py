@@ -169,7 +169,11 @@ def test_a_call_ends_with_its_deadline(hanging: tuple[CsiAgent, Path]) -> None:
             "capacity_range": pb.CapacityRange(required_bytes=MIB),
             "parameters": {"pool": "slow"},
         }
+        slow = kubelet.plugin.create("slow", MIB, parameters={"pool": "slow"})
         with frozen(point):
+            codes = [
+                kubelet.plugin.refusal("CreateSnapshot", 0.05, name="s", source_volume_id=slow)[0] for _ in range(12)
+            ]
             began = time.monotonic()
             code, _ = kubelet.plugin.refusal("CreateVolume", 0.5, **fields)
             took = time.monotonic() - began
@@ -179,6 +183,7 @@ def test_a_call_ends_with_its_deadline(hanging: tuple[CsiAgent, Path]) -> None:
         eventually(lambda: not _refused(kubelet, "v"), 20, what="the volume can be made")
 
         assert code == Code.DEADLINE_EXCEEDED
+        assert codes == [Code.DEADLINE_EXCEEDED] * 12  # one that nobody waits for any more keeps no other waiting
         assert took < 2
         assert given_up.cancelled()
         assert after == "default/w"
