@@ -385,29 +385,31 @@ class Pools:
 
         The same request again finds it made. *still* is entered where the copy of a volume takes time.
         """
-        async with self._lock(where, source):  # it must not go away meanwhile
+        async with self._lock(where, _snapshot(source) if snapshot else source):  # it must not go away meanwhile
             found = await self._place(where).run(lambda p: p.find_snapshot(source) if snapshot else p.volume(source))
             async with self._lock(pool, request.id):
                 at_once = snapshot or await self._place(pool).run(lambda p: p.clones_at_once(found))
                 async with contextlib.nullcontext(still) if at_once else still:
                     return await self._place(pool).run_long(lambda p: p.provision(request, found, still.end))
 
-    async def snapshot(self, pool: str, volume: str, snapshot: str, still: Still) -> Volume:
+    async def snapshot(
+        self, pool: str, volume: str, snapshot: str, still: Still, labels: Mapping[str, str] | None = None
+    ) -> Volume:
         """Keep what a volume has now; the same again finds it kept. *still* is entered where that takes time."""
         place = self._place(pool)
         async with self._lock(pool, volume):
             at_once = await place.run(lambda p: p.snapshots_at_once(volume))
             async with contextlib.nullcontext(still) if at_once else still:
-                return await place.run_long(lambda p: p.snapshot(volume, snapshot, copied=still.end))
+                return await place.run_long(lambda p: p.snapshot(volume, snapshot, labels, copied=still.end))
 
     async def find_snapshot(self, pool: str, snapshot: str) -> Volume:
         """A snapshot. Raises :class:`NotFoundError` or :class:`CorruptError`."""
-        return await self._locked(pool, snapshot, lambda p: p.find_snapshot(snapshot))
+        return await self._locked(pool, _snapshot(snapshot), lambda p: p.find_snapshot(snapshot))
 
     async def delete_snapshot(self, pool: str, snapshot: str) -> None:
         """Delete a snapshot, its data in the background; nothing to do if it is gone."""
         try:
-            await self._locked(pool, snapshot, lambda p: p.delete_snapshot(snapshot))
+            await self._locked(pool, _snapshot(snapshot), lambda p: p.delete_snapshot(snapshot))
         except NotFoundError:
             return
         self._place(pool).discarded.set()
@@ -440,14 +442,6 @@ class Pools:
             return
         self._place(pool).discarded.set()
 
-    async def discard_snapshot(self, pool: str, snapshot: str) -> None:
-        """Move a snapshot to the trash; nothing to do if it is gone."""
-        try:
-            await self._place(pool).run(lambda p: p.delete_snapshot(snapshot))
-        except NotFoundError:
-            return
-        self._place(pool).discarded.set()
-
     async def discard_leftover(self, likely: str, volume: str) -> None:
         """Move a volume that was made and never used to the trash, wherever it is: in the pool *likely*, it seems.
 
@@ -467,10 +461,6 @@ class Pools:
     async def run(self, pool: str, action: Callable[[Pool], T]) -> T:
         """The result of *action*, in one of the pool's threads."""
         return await self._place(pool).run(action)
-
-    async def run_long(self, pool: str, action: Callable[[Pool], T]) -> T:
-        """The same for what may take long: never given up, two at a time."""
-        return await self._place(pool).run_long(action)
 
     async def capacity(self, pool: str) -> PoolCapacity:
         """What a pool holds."""
@@ -503,6 +493,11 @@ class Pools:
         if lock is None:
             lock = self._locks[pool, volume] = trio.Lock()
         return lock
+
+
+def _snapshot(snapshot: str) -> str:
+    """The name of a snapshot's lock: a volume may have the same id."""
+    return f"snapshot/{snapshot}"
 
 
 def _check_empty(name: str, pool: Pool) -> None:

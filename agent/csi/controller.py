@@ -11,7 +11,7 @@ from agent.csi import csi_pb2 as pb
 from agent.csi import fields, paging, parameters, topology
 from agent.csi.refusal import Code, Refused, invalid
 from agent.csi.snapshots import Snapshots
-from agent.csi.sources import Jobs, Source, at_rest
+from agent.csi.sources import Jobs, Source
 from agent.csi.volumes import KIND, Handle, Locks, Volumes
 from fusevol.errors import CorruptError, InvalidError, NotFoundError
 from fusevol.pool import Volume, VolumeRequest
@@ -104,30 +104,23 @@ class Controller:
             mode=wanted.mode,
             labels={"kind": KIND, "name": name, "asked": wanted.asked, **({"source": str(source)} if source else {})},
         )
-        if source is None or content is None:
+        if source is None:
             return await pools.provision(handle.pool, request)
-        return await self._jobs.result(f"volume {handle}", lambda: self._copy(handle, request, source, content))
+        where, still = source.handle, self._volumes.mounter.still(*source.handle)
 
-    async def _copy(self, handle: Handle, request: VolumeRequest, source: Source, content: Volume) -> Volume:
-        pools = self._volumes.pools
-        if source.is_snapshot:
-            async with self._locks.hold(f"snapshot {source.handle.volume}"):
-                return await pools.run_long(handle.pool, lambda p: p.provision(request, content))
-        can = await pools.run(handle.pool, lambda p: p.driver.capabilities())
-        return await at_rest(
-            self._volumes,
-            source.handle,
-            handle.pool,
-            lambda p: p.provision(request, content),
-            instant=can.clone == "instant" and handle.pool == source.handle.pool,
-        )
+        async def copy() -> Volume:
+            return await pools.fill(
+                handle.pool, request, where.pool, where.volume, snapshot=source.is_snapshot, still=still
+            )
+
+        return await self._jobs.result(f"volume {handle}", copy)
 
     async def delete_volume(self, request: pb.DeleteVolumeRequest) -> pb.DeleteVolumeResponse:
         """Remove a volume that nobody uses; nothing to do for one that is not there."""
         handle = Handle.parse(fields.text(request.volume_id, "volume_id"))
         if handle is None or handle.pool not in self._volumes.pools.names:
             return pb.DeleteVolumeResponse()
-        async with self._locks.hold(handle.volume), self._volumes.still(handle):
+        async with self._locks.hold(handle.volume):
             try:
                 await self._volumes.get(str(handle))
             except Refused as e:

@@ -10,7 +10,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from agent.csi import csi_pb2 as pb
 from agent.csi import fields, paging, parameters
 from agent.csi.refusal import Code, Refused, invalid
-from agent.csi.sources import Jobs, at_rest
+from agent.csi.sources import Jobs
 from agent.csi.volumes import KIND, Handle, Locks, Volumes
 from fusevol.errors import InvalidError, NotFoundError
 from fusevol.pool import Volume
@@ -45,27 +45,20 @@ class Snapshots:
                 if other is not None:
                     raise Refused(Code.ALREADY_EXISTS, f"The snapshot {name} exists in the pool {other}.")
                 await self._volumes.get(request.source_volume_id)
-                made = await self._jobs.result(f"snapshot {handle}", lambda: self._make(source, handle.volume, name))
+                still, labels = self._volumes.mounter.still(*source), {"kind": KIND, "name": name}
+                pools = self._volumes.pools
+                made = await self._jobs.result(
+                    f"snapshot {handle}", lambda: pools.snapshot(*source, handle.volume, still, labels)
+                )
             if _source(handle, made) != source or made.labels.get("name") != name:
                 raise Refused(Code.ALREADY_EXISTS, f"The snapshot {name} exists, of another volume.")
         return pb.CreateSnapshotResponse(snapshot=_shown(handle, made))
 
     async def _find(self, handle: Handle) -> Volume | None:
         try:
-            return await self._volumes.pools.run(handle.pool, lambda p: p.find_snapshot(handle.volume))
+            return await self._volumes.pools.find_snapshot(*handle)
         except (NotFoundError, InvalidError):
             return None
-
-    async def _make(self, source: Handle, identity: str, name: str) -> Volume:
-        can = await self._volumes.pools.run(source.pool, lambda p: p.driver.capabilities())
-        labels = {"kind": KIND, "name": name}
-        return await at_rest(
-            self._volumes,
-            source,
-            source.pool,
-            lambda p: p.snapshot(source.volume, identity, labels),
-            instant=can.snapshot == "instant",
-        )
 
     async def delete(self, request: pb.DeleteSnapshotRequest) -> pb.DeleteSnapshotResponse:
         """Remove a snapshot; nothing to do for one that is not there."""
@@ -78,7 +71,7 @@ class Snapshots:
                 return pb.DeleteSnapshotResponse()
             if found.labels.get("kind") != KIND:
                 raise Refused(Code.FAILED_PRECONDITION, f"The snapshot {handle} is one that the agent keeps.")
-            await self._volumes.pools.discard_snapshot(*handle)
+            await self._volumes.pools.delete_snapshot(*handle)
         return pb.DeleteSnapshotResponse()
 
     async def listed(self, request: pb.ListSnapshotsRequest) -> pb.ListSnapshotsResponse:

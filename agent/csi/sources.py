@@ -12,7 +12,7 @@ from agent.csi import fields
 from agent.csi.refusal import Code, Refused, invalid
 from agent.csi.volumes import Handle, Volumes
 from fusevol.errors import InvalidError, NotFoundError
-from fusevol.pool import Pool, Volume
+from fusevol.pool import Volume
 
 T = TypeVar("T")
 
@@ -58,31 +58,10 @@ class Source(NamedTuple):
         """The volume or snapshot. Raises NOT_FOUND."""
         if not self.is_snapshot:
             return (await volumes.get(str(self.handle)))[1]
-        return await snapshot(volumes, self.handle)
-
-
-async def snapshot(volumes: Volumes, handle: Handle) -> Volume:
-    """A snapshot. Raises NOT_FOUND."""
-    try:
-        return await volumes.pools.run(handle.pool, lambda p: p.find_snapshot(handle.volume))
-    except (NotFoundError, InvalidError) as e:
-        raise Refused(Code.NOT_FOUND, "There is no such snapshot.") from e
-
-
-async def at_rest(volumes: Volumes, handle: Handle, pool: str, action: Callable[[Pool], T], *, instant: bool) -> T:
-    """The result of *action* in *pool*, while nobody mounts the volume *handle*; *instant* if writers do not matter.
-
-    Raises FAILED_PRECONDITION when it is mounted: files copied one after the other would fit together by chance only.
-    """
-    async with volumes.still(handle):
-        used = volumes.attachments(handle)
-        if used and not instant:
-            raise Refused(
-                Code.FAILED_PRECONDITION,
-                f"The volume {handle} is in use at {used[0].target}, and the pool {handle.pool} copies file by file: "
-                "unpublish and unstage it first, or use a pool on btrfs.",
-            )
-        return await volumes.pools.run_long(pool, action)
+        try:
+            return await volumes.pools.find_snapshot(*self.handle)
+        except (NotFoundError, InvalidError) as e:
+            raise Refused(Code.NOT_FOUND, "There is no such snapshot to begin with.") from e
 
 
 class Jobs(Generic[T]):

@@ -112,10 +112,6 @@ class Volumes:
             raise Refused(Code.NOT_FOUND, "There is no such volume.")
         return handle, volume
 
-    def still(self, handle: Handle) -> trio.Lock:
-        """Held, nobody mounts the volume, not by other ways than CSI either."""
-        return self.mounter.lock(Attachment(target="", kind="persistent", pool=handle.pool, volume=handle.volume))
-
     async def find(self, pool: str, volume: str) -> Volume | None:
         """A volume of a pool, None if there is none."""
         try:

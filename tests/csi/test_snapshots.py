@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -146,18 +148,44 @@ def test_snapshots_are_listed(kubelet: Kubelet) -> None:
     assert token == Code.ABORTED
 
 
-def test_a_volume_in_use_on_a_plain_pool(kubelet: Kubelet) -> None:
-    """Where files are copied one by one, a volume that is staged is neither kept nor cloned, with a reason."""
+def test_a_volume_in_use(kubelet: Kubelet) -> None:
+    """A snapshot and a clone of a volume that is being written are of one moment: of two files that are written in
+    turns, neither is ahead of the other."""
     plugin = kubelet.plugin
-    volume = plugin.create("v", MIB)
+    volume = plugin.create("v", 64 * MIB)
     kubelet.stage(volume)
-    kept = plugin.refusal("CreateSnapshot", name="s", source_volume_id=volume)
-    cloned = plugin.refusal(
-        "CreateVolume", name="c", volume_capabilities=[capability()], volume_content_source=of_volume(volume)
-    )
+    target = kubelet.publish(volume)
+    for i in range(500):
+        (target / f"{i}").write_bytes(bytes(4096))
+    over = threading.Event()
 
-    assert (kept[0], cloned[0]) == (Code.FAILED_PRECONDITION, Code.FAILED_PRECONDITION)
-    assert "unstage it first" in kept[1]
+    def write() -> int:
+        count = 0
+        with (target / "a").open("wb", buffering=0) as a, (target / "z").open("wb", buffering=0) as z:
+            while not over.is_set():
+                a.write(b"x")
+                z.write(b"x")
+                count += 1
+        return count
+
+    with ThreadPoolExecutor(1) as pool:
+        writer = pool.submit(write)
+        try:
+            eventually(lambda: (target / "z").stat().st_size > 10, what="the program writes")
+            snapshot = plugin.call("CreateSnapshot", name="s", source_volume_id=volume).snapshot.snapshot_id
+            clone = plugin.create("c", 64 * MIB, volume_content_source=of_volume(volume))
+        finally:
+            over.set()
+    # a volume of the same name as its snapshot
+    restored = plugin.create("s", 64 * MIB, volume_content_source=of_snapshot(snapshot))
+    sizes = []
+    for made in (clone, restored):
+        kubelet.stage(made)
+        shown = kubelet.publish(made)
+        sizes.append(((shown / "a").stat().st_size, (shown / "z").stat().st_size))
+
+    assert all(0 <= a - z <= 1 for a, z in sizes)
+    assert 0 < sizes[1][0] <= sizes[0][0] <= writer.result()
 
 
 @pytest.fixture
