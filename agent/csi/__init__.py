@@ -1,4 +1,4 @@
-"""The CSI driver: the Identity, Controller and Node services of CSI v1.12 on a unix socket of the agent.
+"""The CSI driver: the Identity, Controller, GroupController and Node services of CSI v1.12 on a socket of the agent.
 
 The services are coroutines on the agent's trio loop and share its pools, mounter and attachments; a volume needs no
 object of the agent's own. ``server`` runs grpcio beside the loop: a thread per call, which waits for its coroutine.

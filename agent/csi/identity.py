@@ -29,11 +29,12 @@ class Identity:
     async def get_plugin_capabilities(
         self, _request: pb.GetPluginCapabilitiesRequest
     ) -> pb.GetPluginCapabilitiesResponse:
-        """A controller, volumes that live on one node, expansion in use."""
+        """A controller, groups of snapshots, volumes that live on one node, expansion in use."""
         service, expansion = pb.PluginCapability.Service, pb.PluginCapability.VolumeExpansion
         return pb.GetPluginCapabilitiesResponse(
             capabilities=[
                 pb.PluginCapability(service=service(type=service.CONTROLLER_SERVICE)),
+                pb.PluginCapability(service=service(type=service.GROUP_CONTROLLER_SERVICE)),
                 pb.PluginCapability(service=service(type=service.VOLUME_ACCESSIBILITY_CONSTRAINTS)),
                 pb.PluginCapability(volume_expansion=expansion(type=expansion.ONLINE)),
             ]

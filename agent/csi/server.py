@@ -28,6 +28,7 @@ import grpc
 from agent.api.listener import LONGEST, remove_stale
 from agent.csi import csi_pb2 as pb
 from agent.csi.controller import Controller
+from agent.csi.groups import GroupController
 from agent.csi.identity import Identity
 from agent.csi.node import Node
 from agent.csi.refusal import Code, Refused, code_of
@@ -77,6 +78,7 @@ async def serve(
     services: dict[str, object] = {
         "Identity": Identity(ready),
         "Controller": Controller(volumes, locks, Jobs(nursery), node, per_node=settings.per_node),
+        "GroupController": GroupController(volumes, locks, Jobs(nursery)),
         "Node": on_node,
     }
     bridge = _Bridge(trio.lowlevel.current_trio_token())

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import datetime as dt
+import json
+from collections import Counter
+from collections.abc import Mapping
 from typing import Final
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -16,7 +19,10 @@ from fusevol.errors import InvalidError, NotFoundError
 from fusevol.pool import Volume
 from fusevol.pool.record import SNAPSHOT_OF
 
-_RESERVED: Final = parameters.RESERVED
+GROUP: Final = "group"
+"""The label of a snapshot that was made with others (``agent.csi.groups``)."""
+GROUP_OF: Final = "group-of"
+"""And that of all volumes of its group, as JSON."""
 
 
 class Snapshots:
@@ -31,9 +37,7 @@ class Snapshots:
         """Keep what a volume has now; the same request again finds it kept."""
         name = fields.name(request.name)
         fields.text(request.source_volume_id, "source_volume_id")
-        unknown = sorted(k for k in fields.mapping(request.parameters, "parameters") if not k.startswith(_RESERVED))
-        if unknown:
-            raise invalid(f"A snapshot has no parameters; unknown are {', '.join(unknown)}.")
+        refuse_parameters(request.parameters)
         source = Handle.parse(request.source_volume_id)
         if source is None or source.pool not in self._volumes.pools.names:
             raise Refused(Code.NOT_FOUND, "There is no such volume.")
@@ -52,7 +56,7 @@ class Snapshots:
                 )
             if _source(handle, made) != source or made.labels.get("name") != name:
                 raise Refused(Code.ALREADY_EXISTS, f"The snapshot {name} exists, of another volume.")
-        return pb.CreateSnapshotResponse(snapshot=_shown(handle, made))
+        return pb.CreateSnapshotResponse(snapshot=shown(handle, made))
 
     async def _find(self, handle: Handle) -> Volume | None:
         try:
@@ -69,6 +73,8 @@ class Snapshots:
             found = await self._find(handle)
             if found is None:
                 return pb.DeleteSnapshotResponse()
+            if group := found.labels.get(GROUP):
+                raise invalid(f"The snapshot is of the group {group}: delete that.")
             if found.labels.get("kind") != KIND:
                 raise Refused(Code.FAILED_PRECONDITION, f"The snapshot {handle} is one that the agent keeps.")
             await self._volumes.pools.delete_snapshot(*handle)
@@ -85,7 +91,7 @@ class Snapshots:
         page, token = paging.page(found, request.max_entries, request.starting_token, self._volumes.pools.names)
         entry = pb.ListSnapshotsResponse.Entry
         return pb.ListSnapshotsResponse(
-            entries=[entry(snapshot=_shown(handle, one)) for handle, one in page], next_token=token
+            entries=[entry(snapshot=shown(handle, one)) for handle, one in page], next_token=token
         )
 
     async def _all(self) -> list[tuple[Handle, Volume]]:
@@ -93,14 +99,27 @@ class Snapshots:
         for pool in self._volumes.pools.names:
             kept = await self._volumes.pools.run(pool, lambda p: p.snapshots())
             found += [(Handle(pool, one.id), one) for one in kept if one.labels.get("kind") == KIND]
-        return found
+        of_group = Counter(one.labels.get(GROUP) for _, one in found)
+        return [  # without those of a group that was never finished
+            (handle, one)
+            for handle, one in found
+            if GROUP not in one.labels or of_group[one.labels[GROUP]] == len(json.loads(one.labels[GROUP_OF]))
+        ]
 
 
 def _source(handle: Handle, kept: Volume) -> Handle:
     return Handle(handle.pool, kept.labels.get(SNAPSHOT_OF, ""))
 
 
-def _shown(handle: Handle, kept: Volume) -> pb.Snapshot:
+def refuse_parameters(given: Mapping[str, str]) -> None:
+    """Raise INVALID_ARGUMENT for parameters of a VolumeSnapshotClass: there are none."""
+    unknown = sorted(k for k in fields.mapping(given, "parameters") if not k.startswith(parameters.RESERVED))
+    if unknown:
+        raise invalid(f"A snapshot has no parameters; unknown are {', '.join(unknown)}.")
+
+
+def shown(handle: Handle, kept: Volume) -> pb.Snapshot:
+    """A snapshot as a CO sees it."""
     created = Timestamp()
     created.FromDatetime(dt.datetime.fromisoformat(kept.created))
     return pb.Snapshot(
@@ -109,4 +128,5 @@ def _shown(handle: Handle, kept: Volume) -> pb.Snapshot:
         size_bytes=kept.capacity_bytes or 0,
         creation_time=created,
         ready_to_use=True,
+        group_snapshot_id=kept.labels.get(GROUP, ""),
     )

@@ -15,6 +15,7 @@ from agent.pools import Pools
 from agent.supervisor import Supervisor
 from agent.volumes.attachments import Attachment, mount_id
 from agent.volumes.mounter import Mounter
+from agent.volumes.still import Still
 from fusevol.errors import CorruptError, InvalidError, NotFoundError, UnavailableError
 from fusevol.pool import Pool, Volume
 
@@ -133,6 +134,10 @@ class Volumes:
                 if other != pool and not self.pools.hangs(other):
                     nursery.start_soon(ask, other)
         return found[0] if found else None
+
+    def held_already(self) -> Still:
+        """For a copy of which somebody else holds all users up."""
+        return Still(self._supervisor, "")
 
     def attachments(self, handle: Handle) -> list[Attachment]:
         """Where a volume is mounted."""

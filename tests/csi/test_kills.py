@@ -141,6 +141,28 @@ class Growing(_Calls):
         Pod(self.kubelet).undo(name)
 
 
+class Group(_Calls):
+    """Two volumes are kept together."""
+
+    def prepare(self, name: str) -> None:
+        for volume in (f"{name}-a", f"{name}-b"):
+            self.kubelet.plugin.create(volume)
+
+    def calls(self, name: str) -> None:
+        listed = self.kubelet.plugin.call("ListSnapshots").entries
+        assert len(listed) in {0, 2}, "what is not finished is not shown"
+        volumes = [f"default/{name}-a", f"default/{name}-b"]
+        self.kubelet.plugin.call("CreateVolumeGroupSnapshot", name=name, source_volume_ids=volumes)
+
+    def promised(self, name: str) -> None:
+        assert len(os.listdir(self.agent.pool / "snapshots")) == 2
+
+    def undo(self, name: str) -> None:
+        self.kubelet.plugin.call("DeleteVolumeGroupSnapshot", group_snapshot_id=name)
+        for volume in (f"{name}-a", f"{name}-b"):
+            self.kubelet.plugin.call("DeleteVolume", volume_id=f"default/{volume}")
+
+
 @pytest.mark.parametrize(
     ("work", "steps"),
     [
@@ -148,10 +170,13 @@ class Growing(_Calls):
         (Inline, {"attachment recorded", "target bound"}),
         (Undoing, {"target unmounted", "server ended", "attachment forgotten"}),
         (Growing, {"limits recorded"}),
+        (Group, {"snapshot: durable"}),
     ],
 )
 def test_killed_after_each_step(kubelet: Kubelet, agent: CsiAgent, work: type[_Calls], steps: set[str]) -> None:
     """Whatever a dead agent has left of the calls, the next one completes when they are made again."""
-    found = kill_at_every_step(agent, work(kubelet), but=r"(provision|trash|purge): ")  # tests/pools/test_crash.py
+    found = kill_at_every_step(
+        agent, work(kubelet), but=r"(provision|trash|purge): |snapshot: (?!durable)"
+    )  # tests/pools/test_crash.py
 
     assert steps <= set(found)

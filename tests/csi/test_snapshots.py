@@ -243,3 +243,56 @@ def test_a_copy_outlasts_its_call(kubelet: Kubelet, agent: CsiAgent) -> None:
     assert len(os.listdir(agent.pool / "volumes" / "r" / "data")) == 20_000
     assert made == "default/r"
     assert os.listdir(agent.pool / "tmp") == []
+
+
+def test_a_group_is_of_one_moment(kubelet: Kubelet, agent: CsiAgent) -> None:
+    """Snapshots of two volumes that a program writes in turns: neither is ahead of the other. A group is made once, and
+    goes as a whole."""
+    plugin = kubelet.plugin
+    volumes = [plugin.create(name, 32 * MIB) for name in ("a", "b")]
+    for volume in volumes:
+        kubelet.stage(volume)
+    targets = [kubelet.publish(volume) for volume in volumes]
+    for i in range(300):
+        (targets[0] / f"{i}").write_bytes(bytes(4096))
+    over = threading.Event()
+
+    def write() -> None:
+        with (targets[0] / "f").open("wb", buffering=0) as a, (targets[1] / "f").open("wb", buffering=0) as b:
+            while not over.is_set():
+                a.write(b"x")
+                b.write(b"x")
+
+    with ThreadPoolExecutor(1) as pool:
+        writer = pool.submit(write)
+        try:
+            eventually(lambda: (targets[1] / "f").stat().st_size > 10, what="the program writes")
+            group = plugin.call("CreateVolumeGroupSnapshot", name="g", source_volume_ids=volumes).group_snapshot
+        finally:
+            over.set()
+        writer.result()
+    again = plugin.call("CreateVolumeGroupSnapshot", name="g", source_volume_ids=volumes[::-1]).group_snapshot
+    members = {one.source_volume_id: one.snapshot_id for one in group.snapshots}
+    sizes = [(agent.pool / "snapshots" / members[v].partition("/")[2] / "data/f").stat().st_size for v in volumes]
+    listed = [e.snapshot.group_snapshot_id for e in plugin.call("ListSnapshots").entries]
+    restored = plugin.create("r", 32 * MIB, volume_content_source=of_snapshot(members[volumes[0]]))
+    refused = [
+        plugin.refusal("CreateVolumeGroupSnapshot", name="g", source_volume_ids=volumes[:1])[0],
+        plugin.refusal("CreateVolumeGroupSnapshot", name="h", source_volume_ids=[volumes[0], "default/none"])[0],
+        plugin.refusal("CreateVolumeGroupSnapshot", name="h")[0],
+        plugin.refusal("DeleteSnapshot", snapshot_id=members[volumes[0]])[0],
+    ]
+    got = plugin.call("GetVolumeGroupSnapshot", group_snapshot_id="g", snapshot_ids=members.values()).group_snapshot
+    for _ in range(2):
+        plugin.call("DeleteVolumeGroupSnapshot", group_snapshot_id="g", snapshot_ids=members.values())
+    gone = plugin.refusal("GetVolumeGroupSnapshot", group_snapshot_id="g")[0]
+
+    assert members.keys() == set(volumes)
+    assert group == again == got
+    assert listed == ["g", "g"]
+    assert 0 <= sizes[0] - sizes[1] <= 1
+    assert sizes[1] > 10
+    assert restored == "default/r"
+    assert refused == [Code.ALREADY_EXISTS, Code.NOT_FOUND, Code.INVALID_ARGUMENT, Code.INVALID_ARGUMENT]
+    assert gone == Code.NOT_FOUND
+    assert os.listdir(agent.pool / "snapshots") == []

@@ -36,6 +36,8 @@ class Plugin:
     def start(self, method: str, timeout: float = 60.0, /, **fields: Any) -> grpc.Future:
         """Begin a call."""
         service = "Identity" if method in _IDENTITY else "Node" if method.startswith("Node") else "Controller"
+        if "Group" in method:
+            service = "GroupController"
         stub = self._channel.unary_unary(
             f"/csi.v1.{service}/{method}",
             request_serializer=getattr(pb, f"{method}Request").SerializeToString,

@@ -7,6 +7,7 @@ import pytest
 from agent.csi import csi_pb2 as pb
 from agent.csi import fields, parameters, topology
 from agent.csi.controller import Controller
+from agent.csi.groups import GroupController
 from agent.csi.identity import Identity
 from agent.csi.node import Node
 from agent.csi.refusal import Code, Refused, code_of
@@ -56,12 +57,16 @@ def test_fields_are_numbered_in_the_specifications_order(message: type, numbers:
 
 def test_every_promised_call_is_served() -> None:
     """Each service has its mandatory calls, and those of the capabilities that it states."""
-    found = {service.__name__: set(methods(service)) for service in (Identity, Controller, Node)}
+    found = {service.__name__: set(methods(service)) for service in (Identity, Controller, GroupController, Node)}
 
     assert found["Identity"] == {"GetPluginInfo", "GetPluginCapabilities", "Probe"}
     assert found["Controller"] >= {
         "CreateVolume", "DeleteVolume", "ValidateVolumeCapabilities", "ListVolumes", "GetCapacity",
         "ControllerGetCapabilities", "ControllerExpandVolume", "ControllerGetVolume", "ControllerModifyVolume",
+    }  # fmt: skip
+    assert found["GroupController"] == {
+        "GroupControllerGetCapabilities", "CreateVolumeGroupSnapshot", "DeleteVolumeGroupSnapshot",
+        "GetVolumeGroupSnapshot",
     }  # fmt: skip
     assert found["Node"] == {
         "NodeStageVolume", "NodeUnstageVolume", "NodePublishVolume", "NodeUnpublishVolume", "NodeGetVolumeStats",
