@@ -18,7 +18,12 @@ from tests.support.polling import eventually
 
 # ruff: noqa: ARG002 - all work is asked with a name, and not all needs it
 
-pytestmark = [pytest.mark.root, pytest.mark.slow]
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.slow,
+    # an attachment is written down before what it shows is made
+    pytest.mark.expect_log("What belongs at .* cannot be mounted: There is no volume"),
+]
 
 
 class _Calls:
