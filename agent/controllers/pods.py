@@ -176,11 +176,9 @@ class PodController:
         row = wanted.attachment
         if row is None:
             return None
-        if wanted.claim is not None:
-            self._check_single(wanted.claim, row)
         if wanted.request is not None and self._mounter.attachments.find(row.target) is None:
             await self._pools.provision(row.pool, wanted.request)
-        row = await self._mounter.attach(row)
+        row = await self._mounter.attach(row, check=lambda: self._check_single(wanted))
         if row.medium and wanted.read_only:
             written = await trio.to_thread.run_sync(contents.show, wanted)
             if written:
@@ -218,9 +216,11 @@ class PodController:
             raise failure
         await self._mounter.prepared(row)
 
-    def _check_single(self, claim: Obj, row: Attachment) -> None:
-        others = [a.user for a in self._mounter.attachments.of_claim(row.claim_uid)]
-        persistent.check_single(claim, row.user, others)
+    def _check_single(self, wanted: Wanted) -> None:
+        row = wanted.attachment
+        if wanted.claim is not None and row is not None:
+            others = [a.user for a in self._mounter.attachments.of_claim(row.claim_uid)]
+            persistent.check_single(wanted.claim, row.user, others)
 
     async def _report(self, key: Key, pod: Obj, shown: list[Obj], problems: list[Problem]) -> None:
         told = [(p, f'MountVolume.SetUp failed for volume "{p.name}" : {p.message}') for p in problems]

@@ -98,12 +98,15 @@ class ByHand:
         claim = await self._bound(key)
         volume = self._store.find(Key("PersistentVolume", "", str(claim["spec"].get("volumeName") or "")))
         behind = persistent.gate(claim, key.name, volume)
-        others = [a.user for a in self._mounter.attachments.of_claim(claim["metadata"]["uid"])]
-        persistent.check_single(claim, user, others)
+
+        def check() -> None:
+            others = [a.user for a in self._mounter.attachments.of_claim(claim["metadata"]["uid"])]
+            persistent.check_single(claim, user, others)
+
         if behind.path:
             await hostpath.prepared(self._hazards, behind.path, behind.path_type)
         row = attachment(target, claim, behind, read_only=read_only or behind.read_only, user=user)
-        return await self._mounter.attach(row)
+        return await self._mounter.attach(row, check=check)
 
     async def _bound(self, key: Key) -> Obj:
         """The claim, once it is bound; as it is when that takes too long or cannot happen."""

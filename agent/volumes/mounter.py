@@ -102,18 +102,25 @@ class Mounter:
         return self._directory / name
 
     def lock(self, wanted: Attachment) -> trio.Lock:
-        """Guards everything that *wanted* shares with others: its volume, or its target for a hostPath."""
-        name = wanted.mount_id or wanted.target
+        """Guards everything that *wanted* shares with others: its volume, its claim, or its target for a hostPath."""
+        name = wanted.mount_id or wanted.claim_uid or wanted.target
         found = self._locks.get(name)
         if found is None:
             found = self._locks[name] = trio.Lock()
         return found
 
-    async def attach(self, wanted: Attachment, prepare: Callable[[], Awaitable[object]] | None = None) -> Attachment:
+    async def attach(
+        self,
+        wanted: Attachment,
+        prepare: Callable[[], Awaitable[object]] | None = None,
+        *,
+        check: Callable[[], None] | None = None,
+    ) -> Attachment:
         """Have *wanted* mounted; the attachment as it is now. The same one again changes nothing.
 
         *prepare* makes what must exist first; it runs once the attachment is on record, so that nothing it makes is
-        ever left without somebody who knows of it.
+        ever left without somebody who knows of it. *check* raises when others of the same claim forbid this one; it
+        runs just before a new attachment is on record, while no other one of that claim can come.
 
         Raises :class:`ConflictError` if the target shows something else; when it fails, a new attachment is undone.
         """
@@ -123,6 +130,8 @@ class Mounter:
                 what = known.claim or known.volume or known.path
                 raise ConflictError(f"Something else ({what}) is mounted at {wanted.target}: unmount that first.")
             if known is None:
+                if check is not None:
+                    check()
                 if await self._at(wanted.target, mount.is_mounted, wanted.target):
                     raise ConflictError(
                         f"Something that fusevol did not mount is at {wanted.target}: name another target."

@@ -16,6 +16,7 @@ from fusevol.server.spec import CacheMode, TransportChoice
 Obj = dict[str, Any]
 
 SINGLE_POD = "ReadWriteOncePod"
+READERS = "ReadOnlyMany"
 _IGNORED = {"rw", "debug", "defaults", "noatime", "nodiratime", "relatime", "nodev", "nosuid"}
 _CACHE: dict[str, CacheMode] = {"cache=exclusive": "exclusive", "cache=shared": "shared", "cache=none": "none"}
 _TRANSPORT: dict[str, TransportChoice] = {
@@ -63,7 +64,9 @@ def gate(claim: Obj | None, name: str, volume: Obj | None) -> Source:
         )
     if mode_of(claim) != "Filesystem":
         raise InvalidError(f'persistentvolumeclaim "{name}" has volumeMode Block, which cannot be mounted')
-    return source_of(volume)
+    behind = source_of(volume)
+    # Kubernetes takes modes for labels; whoever asks for nothing but reading is held to it here
+    return replace(behind, read_only=True) if set(claim["spec"].get("accessModes") or ()) == {READERS} else behind
 
 
 def source_of(volume: Obj) -> Source:

@@ -162,6 +162,17 @@ def test_what_is_behind_a_claim(spec: Obj, expected: persistent.Source) -> None:
     assert persistent.gate(CLAIM, "data", changed(VOLUME, spec=spec)) == expected
 
 
+@pytest.mark.parametrize(
+    ("modes", "read_only"),
+    [(["ReadOnlyMany"], True), (["ReadWriteOnce", "ReadOnlyMany"], False), (["ReadWriteMany"], False)],
+)
+def test_a_claim_for_readers_is_read_only(modes: list[str], read_only: bool) -> None:
+    """Whoever asks for nothing but ReadOnlyMany gets a read-only mount, whatever the volume could do."""
+    volume = changed(VOLUME, spec={"accessModes": ["ReadWriteOnce", "ReadWriteMany", "ReadOnlyMany"]})
+
+    assert persistent.gate(changed(CLAIM, spec={"accessModes": modes}), "data", volume).read_only is read_only
+
+
 def test_only_one_pod_has_a_single_pod_claim() -> None:
     """4.15: the second Pod is refused in kubelet's words; the same Pod may come again."""
     claim = changed(CLAIM, spec={"accessModes": ["ReadWriteOncePod"]})
