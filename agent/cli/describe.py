@@ -10,7 +10,7 @@ from agent.cli import listings, output, serving
 from agent.cli.resources import DEFAULT_NAMESPACE, get_object, list_objects, selections
 from agent.client import Client
 from fusevol import objects
-from fusevol.errors import EXIT_OK
+from fusevol.errors import EXIT_OK, UsageError
 
 Obj = dict[str, Any]
 Line = tuple[str, str]
@@ -28,7 +28,9 @@ def command(options: Namespace) -> int:
             pages += [_laid_out(_mount(m, client)) for m in listings.named(client, "mounts", selection.names)]
             continue
         kind = objects.find_kind(selection.word)
-        namespace = options.namespace or DEFAULT_NAMESPACE
+        namespace = None if options.all_namespaces else options.namespace or DEFAULT_NAMESPACE
+        if options.all_namespaces and kind.namespaced and selection.names:
+            raise UsageError("A name cannot be looked up in all namespaces: give -n NS instead of -A.")
         found = (
             [get_object(client, kind, namespace, name) for name in selection.names]
             if selection.names

@@ -7,7 +7,7 @@ from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from agent.cli import listings, output
+from agent.cli import listings, output, sorting
 from agent.cli.resources import (
     DEFAULT_NAMESPACE,
     Selection,
@@ -29,6 +29,10 @@ def command(options: Namespace) -> int:
     chosen = selections(options.what)
     if options.selector and any(s.names for s in chosen):
         raise UsageError("Names and a selector cannot be given together: leave out one of them.")
+    if options.sort_by is not None:
+        sorting.steps(options.sort_by)
+        if options.watch:
+            raise UsageError("A watch prints what changes as it comes: leave out --sort-by or --watch.")
     client = Client(options.socket)
     special = [s for s in chosen if s.word.lower() in listings.LISTINGS]
     others = [s for s in chosen if s not in special]
@@ -40,7 +44,8 @@ def command(options: Namespace) -> int:
     for number, selection in enumerate(special):
         if others or number:
             print()
-        listings.show(client, selection, options.output, options.namespace)
+        namespace = None if options.all_namespaces else options.namespace
+        listings.show(client, selection, options.output, namespace, options.sort_by)
     return code
 
 
@@ -52,6 +57,7 @@ class _Get:
         self._output: str = options.output
         self._watch: bool = options.watch
         self._selector: str | None = options.selector
+        self._sort: str | None = options.sort_by
         self._all: bool = options.all_namespaces
         self._namespace: str | None = None if options.all_namespaces else options.namespace or DEFAULT_NAMESPACE
 
@@ -68,6 +74,8 @@ class _Get:
                 groups[-1][1].extend(found)
             else:
                 groups.append((kind, found))
+        if self._sort is not None:
+            groups = [(kind, sorting.order(found, self._sort)) for kind, found in groups]
         everything = [o for _, found in groups for o in found]
         if self._output in {"yaml", "json"}:
             single = sum(len(s.names) for s in chosen) == 1 and len(everything) == 1

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from agent.cli import output
+from agent.cli import output, sorting
 from agent.cli.resources import Selection
 from agent.client import Client, path_of
 from fusevol.errors import NotFoundError, UsageError
@@ -109,13 +109,13 @@ def named(client: Client, plural: str, names: Sequence[str]) -> list[Obj]:
     return found
 
 
-def show(client: Client, selection: Selection, style: str, namespace: str | None) -> None:
-    """Print what ``fusevol get pools`` and the like ask for."""
+def show(client: Client, selection: Selection, style: str, namespace: str | None, sort: str | None = None) -> None:
+    """Print what ``fusevol get pools`` and the like ask for, in the order of the field *sort* as it is in JSON."""
     listing = LISTINGS[selection.word.lower()]
     found = named(client, listing.plural, selection.names)
     if listing.plural == "events" and namespace:
         found = [e for e in found if (e.get("regarding") or {}).get("namespace") == namespace]
-    print_items(listing.plural, found, style)
+    print_items(listing.plural, found if sort is None else sorting.order(found, sort), style)
 
 
 def print_items(plural: str, found: Sequence[Obj], style: str) -> None:

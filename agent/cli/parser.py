@@ -48,7 +48,7 @@ def build() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=_Parser)
     for add in (
         _agent, _apply, _get, _describe, _delete, _mount, _umount, _pool, _run, _logs, _exec, _restart,
-        _events, _doctor, _upgrade, _flexvolume,
+        _events, _resize, _top, _diff, _edit, _explain, _completion, _doctor, _upgrade, _flexvolume,
         _version,
     ):  # fmt: skip
         add(commands)
@@ -156,6 +156,7 @@ def _get(commands: _Commands) -> None:
         "get",
         "show objects as a table, YAML or JSON",
         "  fusevol get pvc\n  fusevol get pvc,pv -A\n  fusevol get pvc/data -o yaml\n  fusevol get pods -l app=web -w\n"
+        "  fusevol get pv --sort-by .spec.capacity.storage\n"
         "  fusevol get pools    (also: mounts, servers, events)",
     )
     parser.add_argument("what", nargs="+", metavar="KIND[/NAME]", help="what to show: a kind, then names if wanted")
@@ -166,6 +167,7 @@ def _get(commands: _Commands) -> None:
     )
     parser.add_argument("-l", "--selector", metavar="SEL", help="only objects with these labels, such as app=web,!old")
     parser.add_argument("-w", "--watch", action="store_true", help="then go on printing what changes")
+    parser.add_argument("--sort-by", metavar="FIELD", help="in the order of a field, such as .spec.capacity.storage")
 
 
 def _describe(commands: _Commands) -> None:
@@ -178,6 +180,7 @@ def _describe(commands: _Commands) -> None:
     )
     parser.add_argument("what", nargs="+", metavar="KIND[/NAME]", help="a kind, then names; without names: all of it")
     _namespace(parser)
+    parser.add_argument("-A", "--all-namespaces", action="store_true", help="objects of every namespace")
 
 
 def _delete(commands: _Commands) -> None:
@@ -361,6 +364,91 @@ def _events(commands: _Commands) -> None:
     parser.add_argument("-A", "--all-namespaces", action="store_true", help="objects of every namespace (default)")
     parser.add_argument("--for", dest="regarding", metavar="KIND/NAME", help="only events of this object")
     parser.add_argument("-o", "--output", choices=["table", "yaml", "json"], default="table", help="how to print them")
+
+
+def _resize(commands: _Commands) -> None:
+    parser = _add(
+        commands,
+        "resize",
+        "resize",
+        "give a claim another size, while it is in use",
+        "  fusevol resize data 20Gi\n  fusevol resize data 20Gi -n shop --no-wait",
+    )
+    parser.add_argument("claim", metavar="CLAIM", help="name of a PersistentVolumeClaim, or pvc/NAME")
+    parser.add_argument("size", metavar="SIZE", help="how large it is to be, such as 20Gi")
+    _namespace(parser)
+    parser.add_argument(
+        "--wait",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="wait until it has that size (default) or only ask for it",
+    )
+    parser.add_argument("--timeout", type=_seconds, default=60.0, metavar="TIME", help="wait no longer (default: 60s)")
+
+
+def _top(commands: _Commands) -> None:
+    parser = _add(
+        commands,
+        "top",
+        "top",
+        "show what the mounted volumes use, as it changes",
+        "  fusevol top\n  fusevol top --once --sort share\n  fusevol top --interval 10s",
+    )
+    parser.add_argument("--once", action="store_true", help="print it once and end")
+    parser.add_argument(
+        "--interval", type=_seconds, default=2.0, metavar="TIME", help="how often it is looked at (default: 2s)"
+    )
+    parser.add_argument(
+        "--sort", choices=["used", "share", "name"], default="used", help="the most used, the fullest, or by name"
+    )
+
+
+def _diff(commands: _Commands) -> None:
+    parser = _add(
+        commands,
+        "diff",
+        "diff",
+        "show what apply would change (exit code 0: nothing, 1: something, 2: it failed)",
+        "  fusevol diff -f claim.yaml\n  cat *.yaml | fusevol diff -f -",
+    )
+    _files(parser, required=True)
+    _namespace(parser)
+
+
+def _edit(commands: _Commands) -> None:
+    parser = _add(
+        commands,
+        "edit",
+        "edit",
+        "change an object in the editor that VISUAL or EDITOR names",
+        "  fusevol edit pvc data\n  EDITOR=nano fusevol edit sc/fusevol",
+    )
+    parser.add_argument("what", nargs="+", metavar="KIND[/NAME]", help="a kind and a name, or KIND/NAME")
+    _namespace(parser)
+
+
+def _explain(commands: _Commands) -> None:
+    parser = _add(
+        commands,
+        "explain",
+        "explain",
+        "tell the fields of a kind",
+        "  fusevol explain pvc\n  fusevol explain pod.spec.volumes.emptyDir\n  fusevol explain sc --recursive",
+    )
+    parser.add_argument("what", metavar="KIND[.FIELD...]", help="a kind, or a field of it")
+    parser.add_argument("--recursive", action="store_true", help="all fields below, without their texts")
+
+
+def _completion(commands: _Commands) -> None:
+    parser = _add(
+        commands,
+        "completion",
+        "completion",
+        "print a script that completes fusevol's commands in a shell",
+        "  source <(fusevol completion bash)\n"
+        "  fusevol completion bash > /usr/share/bash-completion/completions/fusevol",
+    )
+    parser.add_argument("shell", choices=["bash"], help="which shell")
 
 
 def _doctor(commands: _Commands) -> None:
