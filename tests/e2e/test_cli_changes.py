@@ -203,6 +203,17 @@ def test_resize(agent: Agent) -> None:
     assert other.returncode == 2
 
 
+def test_resize_that_the_class_forbids(agent: Agent) -> None:
+    """4.2: only claims whose class allows it grow; the refusal is Kubernetes'."""
+    agent.apply(GROWING.replace("allowVolumeExpansion: true", "allowVolumeExpansion: false") + "---\n" + CLAIM)
+    eventually(lambda: api.is_bound(agent, "data"), 20.0)
+    done = agent.cli("resize", "data", "16Mi")
+
+    assert done.returncode == 1
+    assert "the storageclass that provisions the pvc must support resize" in done.stderr
+    assert agent.get("pvc/data")["spec"]["resources"]["requests"]["storage"] == "8Mi"
+
+
 def test_top(agent: Agent) -> None:
     """What a volume uses now, and how that changes; nothing mounted is said so."""
     nothing = agent.cli("top", "--once")

@@ -63,6 +63,20 @@ def test_huge_pages_are_refused(agent: Agent) -> None:
     assert "fusevol reserves no huge pages" in pods.refused(agent, "p", "HugePages-2Mi")
 
 
+def test_a_host_path_that_comes_later(agent: Agent) -> None:
+    """2.3: a Pod whose hostPath is not there waits with the reason, as event too, and goes on when it comes."""
+    place = agent.directory / "later"
+    pods.pod(agent, "p", {"h": {"hostPath": {"path": str(place), "type": "Directory"}}})
+    told = pods.refused(agent, "p", "doesn't exist")
+    events = agent.ok("events", "--for", "pod/p")
+    place.mkdir()
+    ready = pods.ready(agent, "p")
+
+    assert told == f'MountVolume.SetUp failed for volume "h" : hostPath {place} doesn\'t exist'
+    assert "FailedMount" in events
+    assert ready == {"/h": place}
+
+
 def test_the_group_gets_what_kubernetes_gives_it(agent: Agent) -> None:
     """6.3: emptyDirs on disk and in memory and claims are the group's, a hostPath never, read-only claims neither."""
     host = agent.directory / "host"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -179,6 +180,31 @@ def test_a_complete_binding_needs_nothing() -> None:
     assert isinstance(second, Put)
 
     assert binding.decide(second.object, view(first.object)) == []
+
+
+def test_a_volume_that_lost_its_reference_is_bound_again() -> None:
+    """4.8: a bound claim takes its volume back when somebody has removed the volume's claimRef."""
+    first, second = binding.decide(pvc(), view(pv("a")))
+    assert isinstance(first, Put)
+    assert isinstance(second, Put)
+    volume = copy.deepcopy(first.object)
+    del volume["spec"]["claimRef"]
+    (put,) = binding.decide(second.object, view(volume))
+    assert isinstance(put, Put)
+
+    assert put.object["spec"]["claimRef"]["uid"] == "u1"
+
+
+def test_a_volume_reserved_for_the_claim_waits_for_no_pod() -> None:
+    """4.14: what is pre-bound is bound at once, whatever the class's mode; what only fits waits."""
+    late = sc(volumeBindingMode="WaitForFirstConsumer")
+    claim = pvc(storageClassName="fast")
+    reserved = pv("a", storageClassName="fast", claimRef={"namespace": "default", "name": "data"})
+    found = [type(action) for action in binding.decide(claim, view(late, reserved))]
+    fits = binding.decide(claim, view(late, pv("a", storageClassName="fast")))
+
+    assert found == [Put, Put]
+    assert only(fits, Event).reason == "WaitForFirstConsumer"
 
 
 def test_a_claim_without_a_class_gets_the_default_one_later() -> None:
