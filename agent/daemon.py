@@ -29,7 +29,7 @@ from agent.controllers.effects import Effects
 from agent.controllers.manager import Controllers
 from agent.controllers.pods import PodController
 from agent.controllers.queue import WorkQueue
-from agent.controllers.view import DEFAULT_CLASS
+from agent.controllers.view import DEFAULT_CLASS, being_deleted
 from agent.events import Recorder
 from agent.hangs import HangWatch
 from agent.hazard import Hazards, Recoveries
@@ -191,7 +191,8 @@ async def _run(
     for name in await mounter.restore():
         heal.add(name)
     await _soon(nursery, pod_controller.remove_strangers)
-    await _soon(nursery, partial(_remount, mounter, pod_controller, heal))
+    staying = {pod["metadata"]["uid"] for pod in store.list("Pod") if not being_deleted(pod)}
+    await _soon(nursery, partial(_remount, mounter, pod_controller, heal, staying))
     await nursery.start(controllers.run)
     nursery.start_soon(pools.empty_trash)
     nursery.start_soon(hangs.run)
@@ -251,8 +252,11 @@ async def _soon(nursery: trio.Nursery, work: Callable[[], Awaitable[None]]) -> N
         await done.wait()
 
 
-async def _remount(mounter: Mounter, pod_controller: PodController, heal: WorkQueue[str]) -> None:
-    """Make the mounts again that should be there and are not (the machine or a server went down meanwhile)."""
+async def _remount(mounter: Mounter, pod_controller: PodController, heal: WorkQueue[str], staying: set[str]) -> None:
+    """Make the mounts again that should be there and are not (the machine or a server went down meanwhile).
+
+    *staying*: uids of the Pods that are not being deleted. What others have left is about to be undone.
+    """
     at_once: dict[str, trio.CapacityLimiter] = {}  # for each pool: one may hang
 
     async def again(row: Attachment) -> None:
@@ -264,7 +268,7 @@ async def _remount(mounter: Mounter, pod_controller: PodController, heal: WorkQu
                 log.warning("What belongs at %s cannot be mounted: %s", row.target, e)
                 heal.add(row.mount_id or row.target)
 
-    missing = await mounter.missing()
+    missing = [row for row in await mounter.missing() if not row.pod or row.pod in staying]
     async with trio.open_nursery() as nursery:
         for row in missing:
             if not row.dependent:
