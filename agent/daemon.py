@@ -37,6 +37,7 @@ from agent.keeper import KeeperLink
 from agent.notify import notify
 from agent.poolbook import PoolBook
 from agent.pools import Pools
+from agent.salvage import Salvage
 from agent.shares import Shares
 from agent.steps import Step, no_step
 from agent.store import Key, Store
@@ -178,7 +179,16 @@ async def _run(
     )
     recoveries.follow(controllers.hurry)
     by_hand = ByHand(store=store, events=events, pools=pools, mounter=mounter, hazards=hazards, node=config.node_name)
-    api = Api(store=store, events=events, pools=pools, mounter=mounter, by_hand=by_hand, supervisor=supervisor)
+    salvage = Salvage(store=store, pools=pools, shares=shares, mounter=mounter, provisioner=config.provisioners[0])
+    api = Api(
+        store=store,
+        events=events,
+        pools=pools,
+        mounter=mounter,
+        by_hand=by_hand,
+        supervisor=supervisor,
+        salvage=salvage,
+    )
 
     hangs = HangWatch(supervisor=supervisor, mounter=mounter, hazards=hazards, tell=tell, patience=config.patience)
     nursery.start_soon(supervisor.run)

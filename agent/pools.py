@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
 import logging
+import math
 import os
 import threading
 from collections.abc import Callable, Mapping
@@ -28,13 +30,15 @@ from fusevol.errors import (
     NotFoundError,
     UnavailableError,
 )
-from fusevol.pool import Pool, PoolCapacity, Volume, VolumeRequest
+from fusevol.pool import Pool, PoolCapacity, TrashEntry, Volume, VolumeRequest
 from fusevol.pool.drivers import Capabilities
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 _TRASH_AGAIN = 60.0
 """Seconds after which a trash that could not be emptied is tried again: its pool may have come back."""
+_TRASH_LOOK = 3600.0
+"""The most seconds without a look at a trash that is kept: the clock by which it is kept may be set meanwhile."""
 
 
 class Mounted(Protocol):
@@ -102,8 +106,9 @@ class _Place:
         self._opening = threading.Lock()
         self.discarded = trio.Event()
         """Set when something was put into the trash."""
-        self.discarded.set()
         self.closing = trio.CancelScope()
+        self._purging = trio.Lock()
+        """Held while something is deleted for ever: by one at a time."""
 
     async def run(self, action: Callable[[Pool], T]) -> T:
         """The result of *action*. Raises what it raises, and :class:`UnavailableError` while the pool hangs."""
@@ -162,26 +167,40 @@ class _Place:
                 raise
 
     async def empty_trash(self) -> None:
-        """Delete what is in the trash, for ever, whenever something is put there."""
+        """Delete what is in the trash, for ever, as soon as its time is over. A pool without space changes nothing."""
         with self.closing:
             await self._empty_trash()
 
     async def _empty_trash(self) -> None:
         told = ""
         while True:
-            await self.discarded.wait()
             self.discarded = trio.Event()
             try:
+                kept = []
                 for entry in await self.run_long(lambda pool: pool.trashed()):
-                    await self.run_long(lambda pool, entry=entry: pool.purge(entry))  # type: ignore[misc]
+                    if entry.purging or entry.until <= dt.datetime.now(dt.UTC):
+                        await self.purge(entry)
+                    else:
+                        kept.append(entry.until)
                 told = ""
+                with trio.move_on_after(_until(min(kept)) if kept else math.inf):
+                    await self.discarded.wait()
             except (FusevolError, OSError) as e:
                 if str(e) != told:  # once, however often that is tried
                     told = str(e)
                     log.warning("The trash of pool %s cannot be emptied: %s", self.name, e)
                 with trio.move_on_after(_TRASH_AGAIN):
                     await self.discarded.wait()
-                self.discarded.set()
+
+    async def purge(self, entry: TrashEntry) -> None:
+        """Delete something in the trash for ever; gone already is fine. May take long."""
+        async with self._purging:
+            await self.run_long(lambda pool: pool.purge(entry))
+
+
+def _until(moment: dt.datetime) -> float:
+    """Seconds to sleep for something that is due at *moment*."""
+    return min(max((moment - dt.datetime.now(dt.UTC)).total_seconds(), 0.0), _TRASH_LOOK)
 
 
 class Pools:
@@ -434,13 +453,28 @@ class Pools:
         """Set a volume's limits."""
         return await self._locked(pool, volume, lambda p: p.resize(volume, capacity, inodes))
 
-    async def discard(self, pool: str, volume: str) -> None:
-        """Move a volume to the trash, from where it is purged in the background; nothing to do if it is gone."""
+    async def discard(self, pool: str, volume: str, reason: str = "deleted", retention: int | None = None) -> None:
+        """Move a volume to the trash, from where it is purged in the background; nothing to do if it is gone.
+
+        *retention*: seconds until then; ``None``: as its record says.
+        """
         try:
-            await self._locked(pool, volume, lambda p: p.trash(volume))
+            await self._locked(pool, volume, lambda p: p.trash(volume, reason, retention))
         except NotFoundError:
             return
         self._place(pool).discarded.set()
+
+    async def trashed(self, pool: str) -> list[TrashEntry]:
+        """What is in a pool's trash."""
+        return await self._place(pool).run(lambda p: p.trashed())
+
+    async def purge(self, pool: str, entry: TrashEntry) -> None:
+        """Delete something in the trash for ever, before its time is over. May take long."""
+        await self._place(pool).purge(entry)
+
+    async def restore(self, pool: str, entry: TrashEntry) -> Volume:
+        """Take a volume out of the trash. Raises what :meth:`Pool.restore` raises."""
+        return await self._locked(pool, entry.volume, lambda p: p.restore(entry))
 
     async def discard_leftover(self, likely: str, volume: str) -> None:
         """Move a volume that was made and never used to the trash, wherever it is: in the pool *likely*, it seems.
@@ -449,7 +483,7 @@ class Pools:
         """
         for pool in self.names:
             try:
-                await self.discard(pool, volume)
+                await self.discard(pool, volume, "never used", 0)
             except UnavailableError as e:
                 # one that cannot even be mounted may never be: nobody could get rid of the claim
                 if pool == likely and not isinstance(e, NotMountedError):
@@ -507,7 +541,14 @@ def _check_empty(name: str, pool: Pool) -> None:
                 f"The pool {name} has {len(found)} {what}{'s' if len(found) > 1 else ''} ({found[0].id}): "
                 "delete them first."
             )
-    if pool.trashed():
+    trashed = pool.trashed()
+    kept = [e for e in trashed if not e.purging and e.until > dt.datetime.now(dt.UTC)]
+    if kept:
+        raise ConflictError(
+            f"The trash of the pool {name} keeps {kept[0].name}, {len(kept)} in all: restore them, or delete them "
+            f"for ever with `fusevol trash purge --all {name}`."
+        )
+    if trashed:
         raise ConflictError(f"The trash of the pool {name} is being emptied: try again in a moment.")
     if left := os.listdir(pool.path / "volumes"):
         raise ConflictError(f"The pool {name} has something that is no volume ({left[0]}): see `fusevol pool check`.")

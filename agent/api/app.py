@@ -14,11 +14,13 @@ from starlette.routing import Route
 
 import fusevol
 from agent.api.resources import Resources
+from agent.api.salvage import SalvageRoutes
 from agent.api.status import body, failure, guarded
 from agent.controllers.provisioning import handle_of, parse_handle
 from agent.events import Recorder
 from agent.poolbook import Order
 from agent.pools import Pools
+from agent.salvage import Salvage
 from agent.store import Store
 from agent.supervisor import Supervisor
 from agent.volumes.attachments import mount_id
@@ -34,7 +36,15 @@ class Api:
     """Handlers of everything that is not an object. For the trio loop."""
 
     def __init__(
-        self, *, store: Store, events: Recorder, pools: Pools, mounter: Mounter, by_hand: ByHand, supervisor: Supervisor
+        self,
+        *,
+        store: Store,
+        events: Recorder,
+        pools: Pools,
+        mounter: Mounter,
+        by_hand: ByHand,
+        supervisor: Supervisor,
+        salvage: Salvage,
     ) -> None:
         self._store = store
         self._events = events
@@ -42,6 +52,7 @@ class Api:
         self._mounter = mounter
         self._by_hand = by_hand
         self._supervisor = supervisor
+        self._salvage = salvage
         self.ready = False
         """Whether the start is over; requests that change mounts are served all the same."""
 
@@ -69,7 +80,7 @@ class Api:
         ]
         routes = [Route(path, guarded(handler), methods=[method]) for path, handler, method in fixed]
         return Starlette(
-            routes=[*routes, *Resources(self._store).routes()],
+            routes=[*routes, *SalvageRoutes(self._salvage).routes(), *Resources(self._store).routes()],
             exception_handlers={HTTPException: _http_error},
         )
 

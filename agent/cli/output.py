@@ -62,6 +62,13 @@ def seconds(count: float) -> str:
     return f"{whole // 86400}d"
 
 
+def owner(words: object) -> str:
+    """Whom a volume was made for, as its record has it."""
+    if not isinstance(words, dict) or not words:
+        return "<none>"
+    return ",".join(f"{k}={v}" for k, v in sorted(words.items()))
+
+
 def size(count: object) -> str:
     """Bytes for a person: ``512Mi``, ``1.5Gi``; ``<none>`` for no number."""
     if not isinstance(count, int | float):

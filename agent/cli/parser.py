@@ -47,7 +47,7 @@ def build() -> argparse.ArgumentParser:
     _common(parser, None)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=_Parser)
     for add in (
-        _agent, _apply, _get, _describe, _delete, _mount, _umount, _pool, _run, _logs, _exec, _restart,
+        _agent, _apply, _get, _describe, _delete, _mount, _umount, _pool, _trash, _run, _logs, _exec, _restart,
         _events, _resize, _top, _diff, _edit, _explain, _completion, _doctor, _upgrade, _flexvolume,
         _version,
     ):  # fmt: skip
@@ -245,7 +245,7 @@ def _pool(commands: _Commands) -> None:
         "pool",
         "pools",
         "make, grow, delete and look at the pools of storage",
-        "  fusevol pool show\n  fusevol pool show default\n  fusevol pool check\n"
+        "  fusevol pool show\n  fusevol pool show default\n  fusevol pool check\n  fusevol pool scan\n"
         "  fusevol pool create fast --device /dev/nvme1n1 --fs xfs\n"
         "  fusevol pool create quick --image /srv/quick.img --size 50Gi --overcommit 1.5\n"
         "  fusevol pool create shared --path /mnt/nfs/fusevol\n"
@@ -253,10 +253,15 @@ def _pool(commands: _Commands) -> None:
     )
     parser.add_argument(
         "action",
-        choices=["show", "check", "create", "grow", "delete"],
-        help="show: capacity and volumes; check: find damage; create, grow, delete: one pool",
+        choices=["show", "check", "scan", "create", "grow", "delete"],
+        help="show: capacity and volumes; check: find damage; scan: find volumes that nobody knows; "
+        "create, grow, delete: one pool",
     )
-    parser.add_argument("pool", nargs="?", metavar="NAME", help="which pool (show, check: only this one)")
+    parser.add_argument("pool", nargs="?", metavar="NAME", help="which pool (show, check, scan: only this one)")
+    orphans = parser.add_argument_group("scan").add_mutually_exclusive_group()
+    # each takes the pool's name, too: argparse refuses an optional word after an option
+    orphans.add_argument("--adopt", nargs="?", const="", metavar="NAME", help="make PersistentVolumes, which are kept")
+    orphans.add_argument("--purge", nargs="?", const="", metavar="NAME", help="move them to the trash")
     where = parser.add_argument_group("create")
     where.add_argument("--path", metavar="DIR", help="in a directory, empty or of a pool, of whatever filesystem")
     where.add_argument("--device", metavar="DEV", help="on a block device, which is formatted if it holds nothing")
@@ -271,6 +276,31 @@ def _pool(commands: _Commands) -> None:
     where.add_argument("--simple-quotas", action="store_true", help="btrfs: cheaper quotas, clones count as nothing")
     where.add_argument("--driver", metavar="NAME", help="how volumes are made (default: what fits the filesystem)")
     where.add_argument("--overcommit", type=float, metavar="X", help="promise at most X times the pool's size")
+
+
+def _trash(commands: _Commands) -> None:
+    parser = _add(
+        commands,
+        "trash",
+        "trash",
+        "show deleted volumes, bring one back, or delete it for ever",
+        "  fusevol trash list\n  fusevol trash restore pvc-0123.1 --claim data\n"
+        "  fusevol trash purge pvc-0123.1\n  fusevol trash purge --all fast",
+    )
+    parser.add_argument(
+        "action",
+        choices=["list", "restore", "purge"],
+        help="list: what is there; restore: make a volume and a claim of it again; purge: delete it before its time",
+    )
+    parser.add_argument(
+        "what",
+        nargs="?",
+        metavar="ENTRY|POOL",
+        help="restore, purge: which one, such as pvc-0123.1 or POOL/pvc-0123.1; list: only of this pool",
+    )
+    parser.add_argument("--claim", metavar="NAME", help="restore: the claim that is made for it")
+    _namespace(parser)
+    parser.add_argument("--all", nargs="?", const="", metavar="POOL", help="purge: all that is in the trash, of a pool")
 
 
 def _run(commands: _Commands) -> None:

@@ -1,4 +1,4 @@
-"""``fusevol pool show|check|create|grow|delete``."""
+"""``fusevol pool show|check|scan|create|grow|delete``."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.cli import listings, output
+from agent.cli.scan import scan
 from agent.client import Client, path_of
 from fusevol.errors import EXIT_FAILED, EXIT_OK, UsageError
 
@@ -20,6 +21,8 @@ _LONG = 1800.0
 def command(options: Namespace) -> int:
     """Show, make, grow or delete pools, or look for damage (exit code 1 when there is some)."""
     client = Client(options.socket)
+    if options.action != "scan" and (options.adopt, options.purge) != (None, None):
+        raise UsageError("--adopt and --purge are for `fusevol pool scan`.")
     if options.action in {"create", "grow", "delete"}:
         _change(client, options)
         return EXIT_OK
@@ -29,6 +32,8 @@ def command(options: Namespace) -> int:
         else:
             listings.print_items("pools", listings.items(client, "pools"), "table")
         return EXIT_OK
+    if options.action == "scan":
+        return scan(client, options)
     names = [options.pool] if options.pool else [str(p["name"]) for p in listings.items(client, "pools")]
     return _check(client, names)
 
@@ -79,7 +84,8 @@ def _show(pool: Obj) -> None:
     print(f"Volumes:      {len(volumes)}")
     if volumes:
         rows = [
-            [str(v.get("id")), output.size(v.get("capacity_bytes")), str(v.get("quota")), _owner(v)] for v in volumes
+            [str(v.get("id")), output.size(v.get("capacity_bytes")), str(v.get("quota")), output.owner(v.get("owner"))]
+            for v in volumes
         ]
         print("\n" + output.table(["VOLUME", "CAPACITY", "QUOTA", "OWNER"], rows))
 
@@ -94,13 +100,6 @@ def _show_driver(pool: Obj) -> None:
         print(f"Overcommit:   {pool['overcommit']:g}")
     if able.get("remark"):
         print(f"Remark:       {able['remark']}")
-
-
-def _owner(volume: Obj) -> str:
-    owner = volume.get("owner")
-    if not isinstance(owner, dict) or not owner:
-        return "<none>"
-    return ",".join(f"{k}={v}" for k, v in sorted(owner.items()))
 
 
 def _check(client: Client, names: list[str]) -> int:

@@ -126,7 +126,7 @@ class Effects:
                 enforced=made.enforced,
                 owner=made.owner,
                 mode=made.mode,
-                labels={"kind": "claim"},
+                labels=made.labels,
                 shared=made.shared,
             )
             volume = await self._made(made.pool, request, source)

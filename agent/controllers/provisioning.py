@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from agent import duration
 from agent.config import DRIVER
 from agent.controllers import matching
 from agent.controllers.view import (
@@ -23,15 +24,20 @@ from fusevol import quantity
 from fusevol.errors import InvalidError
 from fusevol.objects import share
 from fusevol.objects.share import Share
+from fusevol.pool.trash import RETENTION
 
 Obj = dict[str, Any]
 
-PARAMETERS = {"pool", "mode", "inodes", "quota"}
+PARAMETERS = {"pool", "mode", "inodes", "quota", "trashRetention"}
 HANDLE = "fusevol.io/volume-handle"
 """Annotation of a PersistentVolume whose source has no room for what a ``volumeHandle`` says."""
 POOL = "fusevol.io/pool"
 """Annotation with the share that the volume's pool is in (``Share.dump``)."""
 _CEPH_PARAMETERS = {word.lower() for word in share.PARAMETERS}
+CLASS_LABEL = "class"
+"""Label of a volume's record: the StorageClass of the claim that it was made for."""
+MODES_LABEL = "access-modes"
+"""Label of a volume's record: the claim's access modes, with commas."""
 _RESERVED = "csi.storage.k8s.io/"
 _MODE = re.compile(r"0?[0-7]{3,4}")
 
@@ -54,6 +60,8 @@ class Plan:
     """Whether several nodes may write to it at once."""
     share: Share | None = None
     """Where the pool is, if the class says that itself."""
+    labels: dict[str, str] = field(default_factory=dict)
+    """For the volume's record: how long it is kept when it is deleted, and what its PersistentVolume says."""
 
 
 def plan(claim: Obj, storage_class: Obj) -> Plan:
@@ -89,7 +97,18 @@ def plan(claim: Obj, storage_class: Obj) -> Plan:
         owner={"namespace": namespace, "claim": claim_name, "uid": claim["metadata"]["uid"]},
         shared="ReadWriteMany" in (spec.get("accessModes") or ()),
         share=place,
+        labels={
+            "kind": "claim",
+            CLASS_LABEL: class_of(claim) or "",
+            MODES_LABEL: ",".join(spec.get("accessModes") or []),
+            **retention_label(read.retention),
+        },
     )
+
+
+def retention_label(retention: int) -> dict[str, str]:
+    """The label of a volume that is kept in the trash for so many seconds."""
+    return {RETENTION: str(retention)} if retention else {}
 
 
 class Parameters(NamedTuple):
@@ -99,6 +118,8 @@ class Parameters(NamedTuple):
     inodes: int | None
     mode: int
     enforced: bool
+    retention: int
+    """Seconds that a deleted one stays in the trash."""
 
 
 def read_parameters(parameters: Mapping[str, str], whose: str) -> Parameters:
@@ -115,7 +136,14 @@ def read_parameters(parameters: Mapping[str, str], whose: str) -> Parameters:
             f'The parameter quota "{quota}" of {whose} is not known: write "hard", which is the default '
             'and lets no write pass the limit, or "none".'
         )
-    return Parameters(parameters.get("pool", "default"), int(inodes) if inodes else None, int(mode, 8), quota == "hard")
+    retention = duration.seconds(parameters.get("trashRetention", "0"), f"The parameter trashRetention of {whose}")
+    return Parameters(
+        pool=parameters.get("pool", "default"),
+        inodes=int(inodes) if inodes else None,
+        mode=int(mode, 8),
+        enforced=quota == "hard",
+        retention=retention,
+    )
 
 
 def share_of(storage_class: Obj) -> Share | None:

@@ -7,6 +7,7 @@ from typing import Final
 
 from google.protobuf.wrappers_pb2 import Int64Value
 
+from agent.controllers import provisioning
 from agent.csi import csi_pb2 as pb
 from agent.csi import fields, paging, parameters, topology
 from agent.csi.refusal import Code, Refused, invalid
@@ -102,7 +103,13 @@ class Controller:
             enforced=wanted.enforced,
             owner=wanted.owner,
             mode=wanted.mode,
-            labels={"kind": KIND, "name": name, "asked": wanted.asked, **({"source": str(source)} if source else {})},
+            labels={
+                "kind": KIND,
+                "name": name,
+                "asked": wanted.asked,
+                **({"source": str(source)} if source else {}),
+                **provisioning.retention_label(wanted.retention),
+            },
         )
         if source is None:
             return await pools.provision(handle.pool, request)

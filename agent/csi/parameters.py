@@ -29,6 +29,8 @@ class Wanted(NamedTuple):
     inodes: int | None
     mode: int
     enforced: bool
+    retention: int
+    """Seconds that it stays in the trash when it is deleted."""
     owner: dict[str, str]
     asked: str
     """The parameters as they were given: what a repeated call has to say again."""
@@ -49,7 +51,7 @@ def wanted(parameters: Mapping[str, str], mutable: Mapping[str, str]) -> Wanted:
         raise invalid(e.message) from e
     owner = {word: given[RESERVED + key] for key, word in _OWNER.items() if given.get(RESERVED + key)}
     asked = json.dumps(own, sort_keys=True)
-    return Wanted(own.get("pool", ""), read.inodes, read.mode, read.enforced, owner, asked)
+    return Wanted(own.get("pool", ""), read.inodes, read.mode, read.enforced, read.retention, owner, asked)
 
 
 def mutable_limits(given: Mapping[str, str]) -> dict[str, int | None]:

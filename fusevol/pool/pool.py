@@ -410,22 +410,26 @@ class Pool:
 
     # trash
 
-    def trash(self, volume: str, reason: str = "deleted") -> TrashEntry:
+    def trash(self, volume: str, reason: str = "deleted", retention: int | None = None) -> TrashEntry:
         """Move a volume to the trash. Works for a damaged volume and in a full pool, too.
+
+        *retention*: seconds that it shall be kept there; ``None``: as its record says.
 
         Raises :class:`NotFoundError`, and :class:`ConflictError` while something is mounted in it. That nobody serves
         it any more is the caller's duty.
         """
         with self._mutex, place.explained(self.path, f"deleting volume {volume}"):
-            entry = self._throw_away(self._directory(volume), reason)
+            directory = self._directory(volume)
+            kept = trash.retention_of(directory, volume) if retention is None else retention
+            entry = self._throw_away(directory, reason, kept)
             self._forget(volume)
             return entry
 
-    def _throw_away(self, directory: Path, reason: str) -> TrashEntry:
+    def _throw_away(self, directory: Path, reason: str, retention: int = 0) -> TrashEntry:
         _refuse_mounts(directory)
         self._step("trash: begun")
         try:
-            trash.write_note(directory, reason, trash.owner_of(directory, directory.name))
+            trash.write_note(directory, reason, trash.owner_of(directory, directory.name), retention)
         except OSError as e:
             # deleting is how a full pool gets space; and no note is no reason to keep what is no directory
             if e.errno not in {errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR}:
@@ -490,7 +494,8 @@ class Pool:
             return {}
 
     def purge(self, entry: TrashEntry, progress: Callable[[int], None] | None = None) -> None:
-        """Delete what is in the trash for ever. May take long: for a thread of its own. Gone already is fine.
+        """Delete what is in the trash for ever. May take long: for a thread of its own. Gone already is fine, and so is
+        one that was restored and has been deleted again since: that is another one.
 
         *progress* is called with the number of inodes that are gone; what it raises ends the purge, which another call
         completes. Raises :class:`ConflictError` when something is mounted in it; what is mounted is not touched.
@@ -504,6 +509,9 @@ class Pool:
                 _refuse_mounts(directory)
                 if directory.is_symlink() or not directory.is_dir():
                     directory.unlink()
+                    return
+                found = trash.read_entry(directory)
+                if found and not found.purging and (found.trashed, found.retention) != (entry.trashed, entry.retention):
                     return
                 self._step("purge: begun")
                 with contextlib.suppress(FileNotFoundError):
@@ -531,7 +539,7 @@ class Pool:
     def _entry(self, entry: TrashEntry) -> Path:
         directory = self._trash / entry.name
         if "/" in entry.name or not os.path.lexists(directory):
-            raise NotFoundError(f"There is no {entry.name} in the trash of pool {self.name}: see `fusevol trash`.")
+            raise NotFoundError(f"There is no {entry.name} in the trash of pool {self.name}: see `fusevol trash list`.")
         return directory
 
     # care

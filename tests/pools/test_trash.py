@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import os
 import subprocess
 from pathlib import Path
@@ -9,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from fusevol.errors import AlreadyExistsError, ConflictError, NotFoundError
-from fusevol.pool import Pool, VolumeRequest
+from fusevol.pool import Pool, TrashEntry, VolumeRequest
 from fusevol.pool.removal import empty
+from fusevol.pool.trash import RETENTION
 from tests.pools.conftest import OpenPool
 
 
@@ -211,3 +213,53 @@ def test_damaged_note(pool: Pool, text: str) -> None:
 
     assert (found.volume, found.owner) == ("v1", {"claim": "c"})
     assert pool.restore(found).id == "v1"
+
+
+def kept(pool: Pool, seconds: str = "3600") -> TrashEntry:
+    """A volume that is to be kept, deleted."""
+    pool.provision(VolumeRequest(id="v1", capacity_bytes=1 << 20, owner={"claim": "c"}, labels={RETENTION: seconds}))
+    return pool.trash("v1")
+
+
+def test_retention_is_what_the_record_says(pool: Pool) -> None:
+    """An entry is kept from its deletion for as long as its volume's record says, or whoever deletes it."""
+    entry = kept(pool)
+    trashed = dt.datetime.fromisoformat(entry.trashed)
+    pool.restore(entry)
+
+    assert (entry.retention, entry.until - trashed) == (3600, dt.timedelta(hours=1))
+    assert pool.trash("v1", retention=0).retention == 0
+
+
+@pytest.mark.parametrize("note", [None, "{", '{"trashed": "x"}', '{"trashed": 1}', "[]"])
+def test_retention_without_a_note(pool: Pool, note: str | None) -> None:
+    """A note that is missing or damaged does not shorten the time: the record and the directory tell it."""
+    entry = kept(pool)
+    if note is None:
+        (entry.path / "trash.json").unlink()
+    else:
+        (entry.path / "trash.json").write_text(note)
+    (found,) = pool.trashed()
+    late = found.until - entry.until
+
+    assert (found.retention, found.owner) == (3600, {"claim": "c"})
+    assert dt.timedelta(0) <= late < dt.timedelta(minutes=1)
+
+
+@pytest.mark.parametrize("seconds", ["-1", "soon", "", "9" * 12, "٣"])
+def test_retention_that_is_no_number(pool: Pool, seconds: str) -> None:
+    """A record with nonsense keeps nothing."""
+    assert kept(pool, seconds).retention == 0
+
+
+def test_purge_of_one_that_was_restored_meanwhile(pool: Pool) -> None:
+    """A purge that was decided on before the volume was restored does not take what is deleted anew under its name."""
+    old = kept(pool)
+    pool.restore(old)
+    new = pool.trash("v1", retention=7200)
+    assert new.name == old.name
+    pool.purge(old)
+    assert pool.trashed() == [new]
+    pool.purge(new)
+
+    assert pool.trashed() == []

@@ -192,6 +192,7 @@ def test_the_volume_is_made_as_the_class_says() -> None:
         ({}, {"type": "gp2"}, "unknown parameters type"),
         ({}, {"mode": "rwx"}, "not octal"),
         ({}, {"inodes": "0"}, "not a positive number"),
+        ({}, {"trashRetention": "1d"}, 'The parameter trashRetention of StorageClass "fast" "1d" is not a time'),
         ({}, {"quota": "soft"}, 'The parameter quota "soft" of StorageClass "fast" is not known: write "hard"'),
     ],
 )
@@ -214,6 +215,15 @@ def test_a_class_may_do_without_a_quota(parameters: dict[str, str]) -> None:
     plan = provisioning.plan(CLAIM, {**STORAGE_CLASS, "parameters": parameters})
 
     assert plan.enforced == (parameters.get("quota") != "none")
+
+
+def test_the_volumes_record_says_what_its_objects_said() -> None:
+    """For how long it is kept in the trash, and what a PersistentVolume that is made of it again must say."""
+    kept = provisioning.plan(CLAIM, {**STORAGE_CLASS, "parameters": {"trashRetention": "24h"}})
+    plain = provisioning.plan(CLAIM, {**STORAGE_CLASS, "parameters": {}})
+
+    assert kept.labels == {**plain.labels, "trash-retention": "86400"}
+    assert plain.labels == {"kind": "claim", "class": "", "access-modes": "ReadWriteOnce"}
 
 
 @pytest.mark.parametrize("handle", ["", "a", "/a", "a/", "a/b/c"])

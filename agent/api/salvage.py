@@ -1,0 +1,61 @@
+"""The routes of the trash and of volumes that nobody knows."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from agent.api.status import body, guarded
+from agent.salvage import Action, Salvage
+from fusevol.errors import UsageError
+
+
+class SalvageRoutes:
+    """Handlers. For the trio loop."""
+
+    def __init__(self, salvage: Salvage) -> None:
+        self._salvage = salvage
+
+    def routes(self) -> list[Route]:
+        """What belongs into the application."""
+        entry = "/v1/pools/{pool}/trash/{entry}"
+        return [
+            Route("/v1/trash", guarded(self.trash), methods=["GET"]),
+            Route(f"{entry}/restore", guarded(self.restore), methods=["POST"]),
+            Route(entry, guarded(self.purge), methods=["DELETE"]),
+            Route("/v1/pools/{pool}/scan", guarded(self.scan), methods=["POST"]),
+        ]
+
+    async def trash(self, request: Request) -> Response:
+        """What is in the trash of all pools, or of one."""
+        return JSONResponse(await self._salvage.trashed(request.query_params.get("pool")))
+
+    async def restore(self, request: Request) -> Response:
+        """Take a volume out of the trash for a new claim."""
+        given = await body(request)
+        words = {}
+        for word in ("claim", "namespace"):
+            words[word] = given.get(word) or ""
+            if not isinstance(words[word], str):
+                raise UsageError(f"{word} must be a text.")
+        pool, entry = request.path_params["pool"], request.path_params["entry"]
+        made = await self._salvage.restore(pool, entry, words["claim"], words["namespace"] or "default")
+        return JSONResponse(made, status_code=201)
+
+    async def purge(self, request: Request) -> Response:
+        """Delete something in the trash for ever; answers when that is done."""
+        await body(request)
+        pool, entry = request.path_params["pool"], request.path_params["entry"]
+        await self._salvage.purge(pool, entry)
+        return JSONResponse({"pool": pool, "name": entry})
+
+    async def scan(self, request: Request) -> Response:
+        """Find the volumes that nobody knows; with an ``action``, adopt or purge them."""
+        action = (await body(request)).get("action")
+        if action not in {None, "adopt", "purge"}:
+            raise UsageError("action must be adopt or purge, or be left out: then nothing is changed.")
+        found = await self._salvage.scan(request.path_params["pool"], cast("Action | None", action))
+        return JSONResponse({"items": found})
