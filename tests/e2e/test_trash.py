@@ -105,7 +105,7 @@ def test_purged_when_its_time_is_over(agent: Agent) -> None:
 
 
 def test_without_a_retention(agent: Agent) -> None:
-    """What no class keeps is deleted at once, as is what was made and never used."""
+    """What no class keeps is deleted at once."""
     volume = filled(agent, "data", retention="0")
     api.delete(agent, "pvc", "data")
     eventually(lambda: api.find(agent, "pv", volume) is None, 20.0, what="the volume is deleted")
