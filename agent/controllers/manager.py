@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import logging
 from typing import Any
 
 import trio
 
-from agent.controllers import binding, reclaim, snapshots
+from agent.controllers import binding, reclaim, schedule, snapshots
 from agent.controllers.effects import Effects
 from agent.controllers.pods import PodController
 from agent.controllers.queue import WorkQueue
-from agent.controllers.view import BIND_COMPLETED, View, annotations_of, volume_name
+from agent.controllers.view import BIND_COMPLETED, View, annotations_of, class_of, volume_name
 from agent.store import Key, Store, now
 from agent.volumes.attachments import Attachment
 from agent.volumes.mounter import Mounter
@@ -66,6 +67,7 @@ class Controllers:
         self.pods: WorkQueue[Key] = WorkQueue("pod", self._pod, workers=32)
         self.snapshots: WorkQueue[Key] = WorkQueue("snapshot", self._snapshot)
         self.contents: WorkQueue[Key] = WorkQueue("snapshot content", self._content)
+        self.schedules: WorkQueue[Key] = WorkQueue("snapshot schedule", self._schedule, workers=1)
 
     def view(self, claim: Key | None = None) -> View:
         """The objects as they are now, for a decision that is made at once; on *claim*, if it is one on a claim."""
@@ -112,9 +114,22 @@ class Controllers:
         if content is not None:
             await self._effects.carry_out(snapshots.decide_content(content, self.view()))
 
+    async def _schedule(self, key: Key) -> float | None:
+        claim = self._store.find(key)
+        found = claim and self._store.find(Key("StorageClass", "", class_of(claim) or ""))
+        if not claim or not found or found["provisioner"] not in self._provisioners:
+            return None
+        wanted = schedule.Schedule.of(found)
+        if wanted is None:
+            return None
+        taken = self._taken_of.of((key.namespace, key.name))
+        steps, again = schedule.decide(claim, wanted, taken, dt.datetime.now(dt.UTC))
+        await self._effects.carry_out(steps)
+        return again
+
     @property
     def _queues(self) -> tuple[WorkQueue[Key], ...]:
-        return (self.claims, self.volumes, self.pods, self.snapshots, self.contents)
+        return (self.claims, self.volumes, self.pods, self.snapshots, self.contents, self.schedules)
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Work until cancelled. Started once everything has been looked at for the first time."""
@@ -140,6 +155,7 @@ class Controllers:
         for kind, queue in (
             ("PersistentVolume", self.volumes),
             ("PersistentVolumeClaim", self.claims),
+            ("PersistentVolumeClaim", self.schedules),
             ("Pod", self.pods),
             ("VolumeSnapshot", self.snapshots),
             ("VolumeSnapshotContent", self.contents),
@@ -169,6 +185,7 @@ class Controllers:
         match key.kind:
             case "PersistentVolumeClaim":
                 self.claims.add(key)
+                self.schedules.add(key)
                 names = {str(obj["spec"].get("volumeName") or ""), volume_name(obj)}
                 for name in names:
                     self._wake(self.volumes, Key("PersistentVolume", "", name))
@@ -177,12 +194,15 @@ class Controllers:
                 self._cut_from(key)
             case "PersistentVolume":
                 self.volumes.add(key)
-                claim = _claim_name(obj)
-                self._wake(self.claims, Key("PersistentVolumeClaim", *claim))
-                self._claims_of(_ANY if claim == _NOBODY else key.name)
-                self._pods_of(Key("PersistentVolumeClaim", *claim))
+                owner = _claim_name(obj)
+                self._wake(self.claims, Key("PersistentVolumeClaim", *owner))
+                self._claims_of(_ANY if owner == _NOBODY else key.name)
+                self._pods_of(Key("PersistentVolumeClaim", *owner))
             case "StorageClass":
                 self._claims_of(_ANY)
+                for claim in self._store.list("PersistentVolumeClaim"):
+                    if class_of(claim) == key.name:
+                        self.schedules.add(objects.key(claim))
             case "Secret" | "ConfigMap":
                 if key.kind == "Secret":  # which may have the key of a class's storage
                     self._claims_of(_ANY)
@@ -190,6 +210,9 @@ class Controllers:
                     self.pods.add(objects.key(pod))
             case "VolumeSnapshot":
                 self.snapshots.add(key)
+                self._wake(
+                    self.schedules, Key("PersistentVolumeClaim", key.namespace, objects.snapshot.claim_name(obj))
+                )
                 for name in filter(None, (objects.snapshot.content_name(obj), snapshots.content_name(obj))):
                     self._wake(self.contents, Key("VolumeSnapshotContent", "", name))
                 self._filling(key)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from agent import duration
 from agent.config import DRIVER
-from agent.controllers import matching
+from agent.controllers import matching, schedule
 from agent.controllers.view import (
     BACKEND_FINALIZER,
     PROVISIONED_BY,
@@ -79,12 +79,14 @@ def plan(claim: Obj, storage_class: Obj) -> Plan:
         k
         for k in parameters
         if k not in known_here
+        and k not in schedule.PARAMETERS
         and not k.startswith(_RESERVED)
         and not (place is not None and k.lower() in _CEPH_PARAMETERS)
     )
     if unknown:
-        known = ", ".join(sorted(known_here))
+        known = ", ".join(sorted(known_here | schedule.PARAMETERS))
         raise InvalidError(f'StorageClass "{name}" has unknown parameters {", ".join(unknown)}: known are {known}.')
+    schedule.Schedule.of(storage_class)
     read = read_parameters(parameters, f'StorageClass "{name}"')
     namespace, claim_name = claim_key(claim)
     return Plan(

@@ -170,3 +170,32 @@ def test_a_database_under_load(agent: Agent) -> None:
     finally:
         bank.end()
     assert whole(bank.file)
+
+
+SCHEDULED = """
+apiVersion: storage.k8s.io/v1
+kind: StorageClass
+metadata: {name: often}
+provisioner: fusevol.io/fusevol
+parameters: {snapshotSchedule: 1s, snapshotKeep: "2"}
+"""
+
+
+def test_scheduled_snapshots(agent: Agent) -> None:
+    """They are taken by themselves, the oldest go, and what was asked for by hand stays."""
+    agent.apply(CLASS + "---" + SCHEDULED)
+    agent.apply((FILLED % ("data", "64Mi", "null")) + "  storageClassName: often\n")
+    eventually(lambda: api.is_bound(agent, "data"), 20.0, what="the claim is bound")
+    take(agent, "mine", "data")
+    seen: set[str] = set()
+
+    def names() -> set[str]:
+        listed = agent.get("vs")["items"]
+        found = {str(s["metadata"]["name"]) for s in listed if (s.get("status") or {}).get("readyToUse")}
+        seen.update(found)
+        return found
+
+    eventually(lambda: len(names()) and len(seen) >= 5, 40.0, what="four scheduled snapshots were seen")
+    eventually(lambda: len(names()) == 3, 20.0, what="those that are too many are gone")
+
+    assert "mine" in names()
