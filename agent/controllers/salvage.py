@@ -14,13 +14,13 @@ from fusevol.objects.share import Share
 from fusevol.pool import Volume
 
 Obj = dict[str, Any]
-_CSI = {"csi", "csi-inline"}
-"""Labels of volumes that an orchestrator knows of, whose objects are not here."""
 
 
 def is_csi(volume: Volume) -> bool:
-    """Whether a CSI call has made the volume."""
-    return volume.labels.get("kind") in _CSI
+    """Whether a CSI call has made the volume, so that an orchestrator knows of it, whose objects are not here."""
+    kind = volume.labels.get("kind")
+    # the agent's own Pods have volumes of the kind csi, too; those have no name
+    return kind == "csi-inline" or (kind == "csi" and "name" in volume.labels)
 
 
 class Known(NamedTuple):

@@ -174,7 +174,7 @@ def test_csi_volume_comes_back_without_a_claim(agent: Agent) -> None:
     entry = thrown(agent, "data", volume)
     record = agent.pool / "trash" / entry / "volume.json"
     fields = json.loads(record.read_text())
-    fields["labels"]["kind"] = "csi"
+    fields["labels"] |= {"kind": "csi", "name": volume}
     record.write_text(json.dumps(fields))
     refused = agent.cli("trash", "restore", entry, "--claim", "again")
     assert refused.stderr.startswith(f"Error: {entry} is a CSI volume")

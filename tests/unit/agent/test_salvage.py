@@ -18,7 +18,7 @@ Obj = dict[str, Any]
 UID = "7b0a4a52-7a3f-4a3c-9d4e-0d5f3c8a1b2c"
 
 
-def volume(name: str = f"pvc-{UID}", *, owned: bool = True, capacity: int | None = 1 << 20, **labels: str) -> Volume:
+def volume(name: str = f"pvc-{UID}", /, *, owned: bool = True, capacity: int | None = 1 << 20, **labels: str) -> Volume:
     """A volume as a pool has it."""
     return Volume(
         id=name,
@@ -65,7 +65,9 @@ def persistent(handle: str) -> Obj:
         ({"claims": [claim(bound=True, names=f"pvc-{UID}")]}, volume(), False),
         ({"pods": [{"metadata": {"uid": UID}}]}, volume(f"{UID}.scratch", kind="emptyDir"), True),
         ({"pods": [{"metadata": {"uid": "another"}}]}, volume(f"{UID}.scratch", kind="emptyDir"), False),
-        ({}, volume("vol", kind="csi"), True),
+        ({}, volume("vol", kind="csi", name="vol"), True),
+        ({}, volume("inline-0", kind="csi-inline"), True),
+        ({}, volume(f"{UID}.inline", kind="csi"), False),
     ],
 )
 def test_known_volumes(given: Obj, found: Volume, expected: bool) -> None:
