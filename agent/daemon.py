@@ -9,19 +9,18 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import resource
 import signal
+import socket
 import sys
 from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import hypercorn.config
-import hypercorn.trio
 import trio
 
+from agent.api import serving
 from agent.api.app import Api
 from agent.api.listener import listen
 from agent.config import PROVISIONER, Config
@@ -35,6 +34,8 @@ from agent.hangs import HangWatch
 from agent.hazard import Hazards, Recoveries
 from agent.keeper import KeeperLink
 from agent.notify import notify
+from agent.plugin.driver import Driver
+from agent.plugin.server import serve as serve_plugin
 from agent.poolbook import PoolBook
 from agent.pools import Pools
 from agent.salvage import Salvage
@@ -88,7 +89,7 @@ async def serve(config: Config, *, step: Step = no_step) -> None:
             try:
                 with _single_error():
                     async with trio.open_nursery() as nursery:
-                        await _run(config, pools, recoveries, store, listener.fileno(), nursery, step)
+                        await _run(config, pools, recoveries, store, listener, nursery, step)
             finally:
                 store.close()
         finally:
@@ -100,7 +101,7 @@ async def _run(
     pools: Pools,
     recoveries: Recoveries,
     store: Store,
-    descriptor: int,
+    listener: socket.socket,
     nursery: trio.Nursery,
     step: Step,
 ) -> None:
@@ -212,10 +213,17 @@ async def _run(
 
         csi = partial(serve_csi, config.csi, pools=pools, mounter=mounter, supervisor=supervisor, hazards=hazards)
         await nursery.start(partial(csi, nursery=nursery, node=config.node_name, ready=lambda: api.ready, step=step))
-    served = os.dup(descriptor)  # the server closes what it is given, and its other users are of no concern to it
-    await nursery.start(_serve_api, api, served, stop, nursery)
-    # the server lets its workers inherit it: a keeper must not, which would be taken for this agent when it has died
-    os.set_inheritable(served, False)
+    if config.plugin is not None:
+        driver = Driver(
+            directory=config.state_dir / "plugin",
+            store=store,
+            pools=pools,
+            mounter=mounter,
+            provisioners=config.provisioners,
+            step=step,
+        )
+        await nursery.start(serve_plugin, config.plugin, driver, stop.wait)
+    await nursery.start(_serve_api, api, listener, stop, nursery)
     api.ready = True
     log.info("Ready on %s.", config.socket)
     notify("READY=1")
@@ -223,17 +231,12 @@ async def _run(
 
 async def _serve_api(
     api: Api,
-    descriptor: int,
+    listener: socket.socket,
     stop: trio.Event,
     nursery: trio.Nursery,
-    task_status: trio.TaskStatus[object] = trio.TASK_STATUS_IGNORED,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    settings = hypercorn.config.Config()
-    settings.bind = [f"fd://{descriptor}"]
-    settings.accesslog = None
-    settings.errorlog = logging.getLogger("agent.http")
-    settings.graceful_timeout = 2.0
-    await hypercorn.trio.serve(api.app(), settings, shutdown_trigger=stop.wait, task_status=task_status, mode="asgi")  # type: ignore[arg-type]  # Starlette's scope type is wider
+    await serving.serve(api.app(), listener, stop.wait, task_status=task_status)
     log.info("Ending; mounts stay as they are.")
     notify("STOPPING=1")
     nursery.cancel_scope.cancel()

@@ -449,6 +449,13 @@ class Pools:
             return False
         return True
 
+    async def glance(self, pool: str, look: Callable[[Pool], T], seconds: float) -> T:
+        """The result of *look*, if there is one soon. Raises :class:`UnavailableError`, at once if the pool hangs."""
+        place = self._place(pool)
+        if place.hangs:
+            raise UnavailableError(f'The pool "{pool}" does not answer.')
+        return await place.glance(look, seconds)
+
     async def resize(self, pool: str, volume: str, capacity: int | None, inodes: int | None) -> Volume:
         """Set a volume's limits."""
         return await self._locked(pool, volume, lambda p: p.resize(volume, capacity, inodes))

@@ -18,17 +18,20 @@ LONGEST = 107
 """Bytes that fit into ``sun_path`` beside the final zero (unix(7))."""
 
 
-def listen(path: Path) -> socket.socket:
+def listen(
+    path: Path, who: str = "another agent", otherwise: str = "choose another --run-dir and --state-dir"
+) -> socket.socket:
     """A listening socket at *path*, mode 0600. A socket file that nobody answers on is replaced.
 
-    Raises :class:`UnavailableError` when an agent answers there, :class:`UsageError` when the path cannot be a socket.
+    Raises :class:`UnavailableError` when *who* answers there (*otherwise*: what to do then), :class:`UsageError` when
+    the path cannot be a socket.
     """
     if len(os.fsencode(path)) > LONGEST:
         raise UsageError(
             f"The socket path {path} is longer than {LONGEST} bytes, which unix sockets do not allow: "
-            "choose a shorter --run-dir."
+            "choose a shorter one."
         )
-    remove_stale(path, "another agent", "choose another --run-dir and --state-dir")
+    remove_stale(path, who, otherwise)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
         # bound under a name that nobody knows until its mode is right, then put in place

@@ -134,6 +134,9 @@ def _agent(commands: _Commands) -> None:
         "--io-uring", metavar="WHEN", help="auto, on (switch it on for this machine) or off (default: auto)"
     )
     parser.add_argument("--csi-socket", metavar="URL", help="serve CSI there, such as unix:///run/csi/csi.sock")
+    parser.add_argument(
+        "--plugin-socket", metavar="PATH", help="serve docker's and podman's volume plugin there (default: not at all)"
+    )
     parser.add_argument("--log-level", metavar="LEVEL", help="debug, info, warning or error (default: info)")
 
 

@@ -50,7 +50,7 @@ class Attachment:
     claim: str = ""
     claim_uid: str = ""
     user: str = ""
-    """Who uses it, as far as ReadWriteOncePod is concerned."""
+    """Who uses it, as far as ReadWriteOncePod is concerned; of the volume plugin's, its callers' ids, one per line."""
     pod: str = ""
     """Uid of the Pod object whose volume this is; empty for a mount by hand."""
     owned: bool = False
