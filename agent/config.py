@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self, cast, get_args
 
+from agent.address import Address
 from agent.csi.settings import Settings as CsiSettings
 from agent.patience import DEFAULT, Patience
 from agent.plugin import settings as plugin_settings
@@ -33,7 +34,7 @@ _POOL_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _LEVELS = ("debug", "info", "warning", "error")
 _KEYS = {
     "stateDir", "runDir", "socket", "pools", "provisioners", "logLevel", "nodeName", "hangs", "transport", "ioUring",
-    "csi", "plugin",
+    "csi", "plugin", "metrics",
 }  # fmt: skip
 IoUring = Literal["auto", "on", "off"]
 _IO_URING: tuple[str, ...] = get_args(IoUring)
@@ -74,6 +75,8 @@ class Config:
     """How the CSI driver is served; None: it is not."""
     plugin: Path | None = None
     """The socket of the volume plugin of docker and podman; None: it is not served."""
+    metrics: Address | None = None
+    """Where metrics and probes are served by TCP, beside the API's socket; None: nowhere."""
     io_uring: IoUring = "auto"
     """``auto``: where the machine has it switched on; ``on``: the agent switches it on at its start; ``off``: never."""
 
@@ -82,9 +85,9 @@ class Config:
         """The configuration from *file* (default: ``FUSEVOL_CONFIG``, else /etc/fusevol/agent.yaml if there is one).
 
         *flags*: ``state-dir``, ``run-dir``, ``socket``, ``log-level``, ``node-name``, ``transport``, ``io-uring``,
-        ``csi-socket``, ``plugin-socket``, ``pool`` (``NAME=DIR``, several separated by commas); they go over
-        ``FUSEVOL_STATE_DIR``, ``FUSEVOL_RUN_DIR``, ``FUSEVOL_SOCKET``, ``FUSEVOL_NODE_NAME`` and ``CSI_ENDPOINT``,
-        which go over the file.
+        ``csi-socket``, ``plugin-socket``, ``metrics``, ``pool`` (``NAME=DIR``, several separated by commas); they go
+        over ``FUSEVOL_STATE_DIR``, ``FUSEVOL_RUN_DIR``, ``FUSEVOL_SOCKET``, ``FUSEVOL_NODE_NAME``,
+        ``FUSEVOL_METRICS`` and ``CSI_ENDPOINT``, which go over the file.
         Raises :class:`UsageError` for a file or flag that cannot be understood.
         """
         given = {k.replace("_", "-"): v for k, v in (flags or {}).items() if v}
@@ -117,6 +120,7 @@ class Config:
             patience=Patience.parse(text.get("hangs")),
             csi=CsiSettings.parse(text.get("csi"), given.get("csi-socket")),
             plugin=plugin_settings.parse(text.get("plugin"), given.get("plugin-socket"), run_dir),
+            metrics=Address.parse(text.get("metrics"), given.get("metrics") or os.environ.get("FUSEVOL_METRICS")),
         )
 
 

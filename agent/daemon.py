@@ -33,16 +33,19 @@ from agent.events import Recorder
 from agent.hangs import HangWatch
 from agent.hazard import Hazards, Recoveries
 from agent.keeper import KeeperLink
-from agent.notify import notify
+from agent.metrics import Metrics
+from agent.notify import live, notify, watchdog_period
 from agent.plugin.driver import Driver
 from agent.plugin.server import serve as serve_plugin
 from agent.poolbook import PoolBook
 from agent.pools import Pools
+from agent.probes import Probes
 from agent.salvage import Salvage
 from agent.shares import Shares
 from agent.steps import Step, no_step
 from agent.store import Key, Store
 from agent.supervisor import KeeperSupervisor
+from agent.tally import Requests
 from agent.volumes.attachments import Attachment, Attachments
 from agent.volumes.byhand import ByHand
 from agent.volumes.mounter import Mounter
@@ -181,6 +184,9 @@ async def _run(
     recoveries.follow(controllers.hurry)
     by_hand = ByHand(store=store, events=events, pools=pools, mounter=mounter, hazards=hazards, node=config.node_name)
     salvage = Salvage(store=store, pools=pools, shares=shares, mounter=mounter, provisioner=config.provisioners[0])
+    requests = Requests()
+    metrics = Metrics(pools=pools, mounter=mounter, supervisor=supervisor, requests=requests)
+    probes = Probes(pools=pools, supervisor=supervisor, metrics=metrics)
     api = Api(
         store=store,
         events=events,
@@ -189,12 +195,14 @@ async def _run(
         by_hand=by_hand,
         supervisor=supervisor,
         salvage=salvage,
+        probes=probes,
+        requests=requests,
     )
 
     hangs = HangWatch(supervisor=supervisor, mounter=mounter, hazards=hazards, tell=tell, patience=config.patience)
     nursery.start_soon(supervisor.run)
     stop = trio.Event()
-    nursery.start_soon(_stop_on_signal, stop, api, nursery)
+    nursery.start_soon(_stop_on_signal, stop, probes, nursery)
     await _first_class(store, pools)
     (config.state_dir / "mounts").mkdir(mode=0o755, exist_ok=True)
     (config.state_dir / "pods").mkdir(mode=0o750, exist_ok=True)
@@ -212,7 +220,7 @@ async def _run(
         from agent.csi.server import serve as serve_csi  # noqa: PLC0415 - grpcio takes 15 MiB, and most do without
 
         csi = partial(serve_csi, config.csi, pools=pools, mounter=mounter, supervisor=supervisor, hazards=hazards)
-        await nursery.start(partial(csi, nursery=nursery, node=config.node_name, ready=lambda: api.ready, step=step))
+        await nursery.start(partial(csi, nursery=nursery, node=config.node_name, ready=lambda: probes.ready, step=step))
     if config.plugin is not None:
         driver = Driver(
             directory=config.state_dir / "plugin",
@@ -223,10 +231,14 @@ async def _run(
             step=step,
         )
         await nursery.start(serve_plugin, config.plugin, driver, stop.wait)
+    if config.metrics is not None:
+        await nursery.start(probes.serve, config.metrics, stop.wait)
     await nursery.start(_serve_api, api, listener, stop, nursery)
-    api.ready = True
+    probes.ready = True
     log.info("Ready on %s.", config.socket)
     notify("READY=1")
+    if (period := watchdog_period()) is not None:
+        nursery.start_soon(live, period)
 
 
 async def _serve_api(
@@ -242,11 +254,11 @@ async def _serve_api(
     nursery.cancel_scope.cancel()
 
 
-async def _stop_on_signal(stop: trio.Event, api: Api, nursery: trio.Nursery) -> None:
+async def _stop_on_signal(stop: trio.Event, probes: Probes, nursery: trio.Nursery) -> None:
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async for _ in signals:
             stop.set()
-            if not api.ready:
+            if not probes.ready:
                 # whatever the start waits for (a volume that is being counted, for example) is taken up by the next one
                 log.info("Ending before the start was over.")
                 nursery.cancel_scope.cancel()

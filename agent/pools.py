@@ -21,6 +21,7 @@ from agent.config import PoolSettings
 from agent.hazard import PATIENCE, Hazard, Recoveries
 from agent.poolbook import Order, PoolBook
 from agent.steps import Step, no_step
+from agent.tally import Timings
 from agent.volumes.still import Still
 from fusevol.errors import (
     AlreadyExistsError,
@@ -220,6 +221,8 @@ class Pools:
         self._patience = patience
         self._recoveries = recoveries
         self._step = step
+        self.provisioning = Timings()
+        """How long volumes took to make, by pool."""
         self._changing = trio.Lock()
         """Held while a pool is made or deleted."""
         self._nursery: trio.Nursery | None = None
@@ -395,7 +398,8 @@ class Pools:
 
     async def provision(self, pool: str, request: VolumeRequest) -> Volume:
         """Make a volume; the same request again finds it made."""
-        return await self._locked(pool, request.id, lambda p: p.provision(request))
+        with self.provisioning.timed(pool):
+            return await self._locked(pool, request.id, lambda p: p.provision(request))
 
     async def fill(
         self, pool: str, request: VolumeRequest, where: str, source: str, *, snapshot: bool, still: Still
@@ -409,7 +413,8 @@ class Pools:
             async with self._lock(pool, request.id):
                 at_once = snapshot or await self._place(pool).run(lambda p: p.clones_at_once(found))
                 async with contextlib.nullcontext(still) if at_once else still:
-                    return await self._place(pool).run_long(lambda p: p.provision(request, found, still.end))
+                    with self.provisioning.timed(pool):
+                        return await self._place(pool).run_long(lambda p: p.provision(request, found, still.end))
 
     async def snapshot(
         self, pool: str, volume: str, snapshot: str, still: Still, labels: Mapping[str, str] | None = None

@@ -9,7 +9,7 @@ import trio
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 import fusevol
@@ -20,9 +20,11 @@ from agent.controllers.provisioning import handle_of, parse_handle
 from agent.events import Recorder
 from agent.poolbook import Order
 from agent.pools import Pools
+from agent.probes import Probes
 from agent.salvage import Salvage
 from agent.store import Store
 from agent.supervisor import Supervisor
+from agent.tally import Requests
 from agent.volumes.attachments import mount_id
 from agent.volumes.byhand import ByHand
 from agent.volumes.mounter import Mounter
@@ -45,7 +47,10 @@ class Api:
         by_hand: ByHand,
         supervisor: Supervisor,
         salvage: Salvage,
+        probes: Probes,
+        requests: Requests,
     ) -> None:
+        """*requests* counts what is answered."""
         self._store = store
         self._events = events
         self._pools = pools
@@ -53,14 +58,13 @@ class Api:
         self._by_hand = by_hand
         self._supervisor = supervisor
         self._salvage = salvage
-        self.ready = False
-        """Whether the start is over; requests that change mounts are served all the same."""
+        self._probes = probes
+        self._requests = requests
 
     def app(self) -> Starlette:
         """The ASGI application."""
         fixed = [
-            ("/healthz", self.healthz, "GET"),
-            ("/readyz", self.readyz, "GET"),
+            *self._probes.routes(),
             ("/version", self.version, "GET"),
             ("/v1/events", self.events, "GET"),
             ("/v1/usage", self.usage, "GET"),
@@ -78,21 +82,15 @@ class Api:
             ("/v1/mounts", self.unmount, "DELETE"),
             ("/v1/ephemeral", self.ephemeral, "POST"),
         ]
-        routes = [Route(path, guarded(handler), methods=[method]) for path, handler, method in fixed]
+        routes = [Route(path, guarded(handler, self._requests), methods=[method]) for path, handler, method in fixed]
         return Starlette(
-            routes=[*routes, *SalvageRoutes(self._salvage).routes(), *Resources(self._store).routes()],
+            routes=[
+                *routes,
+                *SalvageRoutes(self._salvage, self._requests).routes(),
+                *Resources(self._store, self._requests).routes(),
+            ],
             exception_handlers={HTTPException: _http_error},
         )
-
-    async def healthz(self, _: Request) -> Response:
-        """Whether the process answers."""
-        return PlainTextResponse("ok")
-
-    async def readyz(self, _: Request) -> Response:
-        """Whether the start is over."""
-        if self.ready:
-            return PlainTextResponse("ok")
-        return failure(503, "ServiceUnavailable", "The agent is starting: try again in a moment.")
 
     async def version(self, _: Request) -> Response:
         """The agent's version."""

@@ -14,6 +14,7 @@ from starlette.routing import Route
 from agent.api.status import body, guarded, status
 from agent.controllers.view import CLAIM_PROTECTION, VOLUME_PROTECTION, class_of, default_class
 from agent.store import Key, Store, select, version_of
+from agent.tally import Requests
 from agent.volumes.pods import FINALIZER
 from agent.watch import GoneError
 from fusevol import objects, quantity
@@ -46,8 +47,9 @@ def with_admission(obj: Obj, store: Store) -> Obj:
 class Resources:
     """Handlers for all kinds. For the trio loop."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, requests: Requests) -> None:
         self._store = store
+        self._requests = requests
 
     def routes(self) -> list[Route]:
         """What belongs into the application, after all routes with fixed paths."""
@@ -58,11 +60,11 @@ class Resources:
             ("PUT", True): self.replace,
             ("DELETE", True): self.delete,
         }
-        found = [Route("/v1/apply", guarded(self.apply), methods=["POST"])]
+        found = [Route("/v1/apply", guarded(self.apply, self._requests), methods=["POST"])]
         for prefix in ("/v1/namespaces/{namespace}", "/v1"):
             for (method, named), handler in handlers.items():
                 path = f"{prefix}/{{plural}}" + ("/{name}" if named else "")
-                found.append(Route(path, guarded(handler), methods=[method]))
+                found.append(Route(path, guarded(handler, self._requests), methods=[method]))
         return found
 
     def _kind(self, request: Request) -> objects.Kind:

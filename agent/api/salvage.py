@@ -10,23 +10,26 @@ from starlette.routing import Route
 
 from agent.api.status import body, guarded
 from agent.salvage import Action, Salvage
+from agent.tally import Requests
 from fusevol.errors import UsageError
 
 
 class SalvageRoutes:
     """Handlers. For the trio loop."""
 
-    def __init__(self, salvage: Salvage) -> None:
+    def __init__(self, salvage: Salvage, requests: Requests) -> None:
+        """*requests* counts what is answered."""
         self._salvage = salvage
+        self._requests = requests
 
     def routes(self) -> list[Route]:
         """What belongs into the application."""
         entry = "/v1/pools/{pool}/trash/{entry}"
         return [
-            Route("/v1/trash", guarded(self.trash), methods=["GET"]),
-            Route(f"{entry}/restore", guarded(self.restore), methods=["POST"]),
-            Route(entry, guarded(self.purge), methods=["DELETE"]),
-            Route("/v1/pools/{pool}/scan", guarded(self.scan), methods=["POST"]),
+            Route("/v1/trash", guarded(self.trash, self._requests), methods=["GET"]),
+            Route(f"{entry}/restore", guarded(self.restore, self._requests), methods=["POST"]),
+            Route(entry, guarded(self.purge, self._requests), methods=["DELETE"]),
+            Route("/v1/pools/{pool}/scan", guarded(self.scan, self._requests), methods=["POST"]),
         ]
 
     async def trash(self, request: Request) -> Response:

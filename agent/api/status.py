@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 from collections.abc import Awaitable, Callable
@@ -10,6 +11,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from agent.tally import Requests
 from fusevol.errors import FusevolError, UsageError
 
 Obj = dict[str, Any]
@@ -51,8 +53,14 @@ def mapped(e: FusevolError) -> JSONResponse:
 Handler = Callable[[Request], Awaitable[Response]]
 
 
-def guarded(handler: Handler) -> Handler:
-    """*handler* with every exception answered: ours as they are, others as one logged internal error."""
+def guarded(handler: Handler, requests: Requests) -> Handler:
+    """*handler* with every exception answered (ours as they are, others as one logged internal error), and counted."""
+
+    @functools.wraps(handler)
+    async def counted(request: Request) -> Response:
+        response = await answer(request)
+        requests.add(request.method, handler.__name__, response.status_code)
+        return response
 
     async def answer(request: Request) -> Response:
         try:
@@ -64,7 +72,7 @@ def guarded(handler: Handler) -> Handler:
             what = f"{type(e).__name__}: {e}"
             return failure(500, "InternalError", f"The agent has a bug here ({what}): its log has the details.")
 
-    return answer
+    return counted
 
 
 async def body(request: Request) -> Obj:

@@ -134,6 +134,7 @@ def _agent(commands: _Commands) -> None:
         "--io-uring", metavar="WHEN", help="auto, on (switch it on for this machine) or off (default: auto)"
     )
     parser.add_argument("--csi-socket", metavar="URL", help="serve CSI there, such as unix:///run/csi/csi.sock")
+    parser.add_argument("--metrics", metavar="IP:PORT", help="serve metrics and probes there (default: not at all)")
     parser.add_argument(
         "--plugin-socket", metavar="PATH", help="serve docker's and podman's volume plugin there (default: not at all)"
     )

@@ -22,6 +22,7 @@ def command(options: Namespace) -> int:
         "transport": options.transport,
         "io_uring": options.io_uring,
         "csi_socket": options.csi_socket,
+        "metrics": options.metrics,
         "plugin_socket": options.plugin_socket,
     }
     config = Config.load(options.config, {k: v for k, v in given.items() if v is not None})

@@ -32,9 +32,13 @@ class Caller:
     def __init__(self, path: Path) -> None:
         self.path = path
 
+    def connection(self) -> http.client.HTTPConnection:
+        """A connection to the socket."""
+        return _Connection(self.path)
+
     def raw(self, call: str, body: bytes, method: str = "POST") -> tuple[int, dict[str, Any]]:
         """Status and answer of one call."""
-        connection = _Connection(self.path)
+        connection = self.connection()
         try:
             connection.request(method, f"/{call}", body)
             answer = connection.getresponse()

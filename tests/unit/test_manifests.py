@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from agent.address import Address
 from agent.config import DRIVER
 from agent.csi.settings import Settings
 from fusevol import objects
@@ -39,6 +41,8 @@ def test_kubernetes_knows_every_field(path: Path) -> None:
         if document["apiVersion"].startswith("snapshot.storage.k8s.io/"):
             objects.admit(document)
             continue
+        if document["apiVersion"].startswith("monitoring.coreos.com/"):
+            continue  # its schema is the Prometheus operator's; see test_the_monitor_finds_the_agent
         kubernetes_validate.validate(document, RELEASE, strict=True)
 
     assert found
@@ -121,6 +125,45 @@ def test_csi_is_deployed_as_the_driver_is() -> None:
     assert pod["automountServiceAccountToken"] is False
     assert with_token == {"external-provisioner", "external-resizer"}
     assert not any("*" in [*r["verbs"], *r["resources"], *r["apiGroups"]] for r in rules)
+
+
+def test_the_monitor_finds_the_agent() -> None:
+    """The PodMonitor selects the agent's Pods and the port that its component opens, where the agent then listens."""
+    (monitor,) = documents(ROOT / "monitoring" / "podmonitor.yaml")
+    (daemonset,) = documents(ROOT / "daemonset.yaml")
+    component = yaml.safe_load((ROOT / "monitoring" / "kustomization.yaml").read_text(encoding="utf-8"))
+    (patch,) = component["patches"]
+    added = {op["path"].rpartition("0/")[2]: op["value"] for op in yaml.safe_load(patch["patch"])}
+    template = daemonset["spec"]["template"]
+    (port,) = added["ports"]
+    address = Address.parse(None, added["env/-"]["value"])
+    (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
+
+    assert monitor["spec"]["selector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
+    assert monitor["metadata"]["namespace"] == daemonset["metadata"]["namespace"]
+    assert patch["target"] == {"kind": "DaemonSet", "name": daemonset["metadata"]["name"]}
+    assert template["spec"]["containers"][0]["name"] == "agent"
+    assert "ports" not in template["spec"]["containers"][0]
+    assert added["env/-"]["name"] == "FUSEVOL_METRICS"
+    assert address is not None
+    assert (endpoint["port"], address.port) == (port["name"], port["containerPort"])
+
+
+def test_systemd_takes_the_unit() -> None:
+    """systemd finds nothing wrong with the unit but that no agent is installed where it looks for one."""
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("systemd is not installed")
+    unit = ROOT / "systemd" / "fusevol.service"
+    done = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", "--recursive-errors=no", unit],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    said = [line for line in done.stderr.splitlines() if "is not executable: No such file" not in line]
+
+    assert said == []
 
 
 def test_the_flexvolume_driver_answers_one_json_line_without_an_agent(tmp_path: Path) -> None:
