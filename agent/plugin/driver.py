@@ -215,9 +215,8 @@ class Driver:
             except FusevolError as e:
                 errors.append(e)
                 return
-            if there.labels.get("kind") == KIND:
-                found.append((pool, there))
-                nursery.cancel_scope.cancel()
+            found.append((pool, there))
+            nursery.cancel_scope.cancel()
 
         async with trio.open_nursery() as nursery:
             for pool in self._pools.names:

@@ -44,10 +44,13 @@ def check_name(name: object) -> str:
 
 
 def volume_id(name: str) -> str:
-    """The id of the volume *name* in its pool: one that people recognise, where that can be."""
+    """The id of the volume *name* in its pool: one that people recognise, where that can be, and no other door gives.
+
+    With a dot, since CSI takes any name without one as it is.
+    """
     if _PLAIN.fullmatch(name):
-        return f"plugin-{name}"
-    return f"plugin.{hashlib.sha256(name.encode()).hexdigest()[:40]}"  # a dot: the id of no plain name
+        return f"plugin.{name}"
+    return f"plugin.h.{hashlib.sha256(name.encode()).hexdigest()[:40]}"
 
 
 def check(options: object) -> dict[str, str]:

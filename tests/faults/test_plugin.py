@@ -147,7 +147,7 @@ def test_volumes_of_others_are_not_the_plugins(agent: MortalAgent, caller: Calle
     )
     eventually(lambda: os.listdir(agent.pool / "volumes"), what="the claim has a volume")
     caller.create("mine", size="8Mi")
-    (theirs,) = (v for v in os.listdir(agent.pool / "volumes") if not v.startswith("plugin-"))
+    (theirs,) = (v for v in os.listdir(agent.pool / "volumes") if not v.startswith("plugin."))
 
     assert caller.names() == ["mine"]
     with pytest.raises(RefusedError, match="There is no volume"):
