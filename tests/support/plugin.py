@@ -8,10 +8,10 @@ import socket
 from pathlib import Path
 from typing import Any
 
-from fusevol.errors import FusevolError, UnavailableError
+from fusevol.errors import UnavailableError
 
 
-class RefusedError(FusevolError):
+class RefusedError(UnavailableError):
     """The plugin's ``Err``."""
 
 
