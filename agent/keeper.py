@@ -116,8 +116,8 @@ class KeeperLink:
                 found = await self._found() or await self._launched()
             except (FusevolError, OSError) as e:
                 self._trouble = f"The keeper cannot be started: {e}"
-                if short_lives == 0:
-                    log.warning("%s", self._trouble)
+                if short_lives < 2:  # the first time, it may be one that an agent had started before it was killed
+                    log.log(logging.WARNING if short_lives else logging.INFO, "%s", self._trouble)
                 self._here.set()
                 self._here = trio.Event()
             else:

@@ -189,7 +189,9 @@ class _Place:
             except (FusevolError, OSError) as e:
                 if str(e) != told:  # once, however often that is tried
                     told = str(e)
-                    log.warning("The trash of pool %s cannot be emptied: %s", self.name, e)
+                    # that a pool cannot be mounted is told by whoever wanted something of it
+                    level = logging.INFO if isinstance(e, NotMountedError) else logging.WARNING
+                    log.log(level, "The trash of pool %s cannot be emptied: %s", self.name, e)
                 with trio.move_on_after(_TRASH_AGAIN):
                     await self.discarded.wait()
 
