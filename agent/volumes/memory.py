@@ -63,14 +63,14 @@ def options(limit: int | None, *, mode: int, gid: int | None = None) -> str:
     return ",".join(words)
 
 
-def mount_at(target: Path, wanted: str) -> None:
-    """Mount a tmpfs at *target*, which is made if it is missing; one that is there already stays.
+def mount_at(target: Path, wanted: str) -> bool:
+    """Mount a tmpfs at *target*, which is made if it is missing; ``False``: one that is there already stays.
 
     Raises ``OSError``.
     """
     found = mount.find(target)
     if found is not None and found.fstype == FSTYPE:
-        return
+        return False
     target.mkdir(mode=0o750, parents=True, exist_ok=True)
     for data in (f"{wanted},noswap", wanted):  # noswap: since Linux 6.3
         done = _libc.mount(b"tmpfs", os.fsencode(target), b"tmpfs", ctypes.c_ulong(_NOSUID_NODEV), data.encode())
@@ -79,3 +79,4 @@ def mount_at(target: Path, wanted: str) -> None:
             break
     if code:
         raise OSError(code, os.strerror(code), str(target))
+    return True

@@ -269,10 +269,10 @@ class Mounter:
         target = Path(row.target)
         if row.options:
             try:
-                await _thread(memory.mount_at, target, row.options)
+                if await _thread(memory.mount_at, target, row.options):
+                    self._step("tmpfs mounted")
             except OSError as e:
                 raise UnavailableError(f"Mounting a tmpfs at {target} failed: {e.strerror or e}.") from e
-            self._step("tmpfs mounted")
             return row
         source = Path(row.path)
         if row.mount_id:
