@@ -27,7 +27,11 @@ from tests.support.devices import Kind
 from tests.support.logs import LogCheck
 from tests.support.takeover import Holder
 
-pytestmark = [pytest.mark.root, pytest.mark.slow]
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.slow,
+    pytest.mark.expect_log("the connection was aborted"),  # files may still be open in it when the test ends
+]
 
 KILLS = int(os.environ.get("FUSEVOL_KILLS", "10"))
 
@@ -139,7 +143,6 @@ def test_mapped_writes_are_noticed_by_the_next(held: tuple[Holder, MountSpec]) -
     assert path.read_bytes()[:5] == b"late\0"
 
 
-@pytest.mark.expect_log("the connection was aborted")  # files may still be open in it when the test ends
 def test_no_system_call_fails(held: tuple[Holder, MountSpec]) -> None:
     """Open files, files without a name, names made and removed, appends: all go on, exactly once."""
     holder, spec = held
