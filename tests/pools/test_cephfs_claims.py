@@ -16,7 +16,7 @@ from tests.support.agent import Agent
 from tests.support.polling import eventually
 from tests.support.processes import alive
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.expect_log("The trash of pool .* cannot be emptied")]
 MIB = 1 << 20
 GIB = 1 << 30
 
@@ -275,7 +275,6 @@ def test_all_is_there_after_a_restart(seed: Seed) -> None:
         ({"root": "/a/../b"}, "claimRoot"),
     ],
 )
-@pytest.mark.expect_log("The trash of pool .* cannot be emptied")
 def test_a_class_that_names_no_cluster(seed: Seed, class_fields: dict[str, str], said: str) -> None:
     """What is wrong with a class is said once, in a sentence, and the claim can be deleted."""
     seed.agent.apply(f"{seed.secret()}---\n{seed.storage_class(**class_fields)}---\n{CLAIM}")
@@ -287,7 +286,6 @@ def test_a_class_that_names_no_cluster(seed: Seed, class_fields: dict[str, str],
 
 
 @pytest.mark.expect_log("cannot be known", "failed to provision")
-@pytest.mark.expect_log("The trash of pool .* cannot be emptied")
 def test_a_wrong_key(seed: Seed) -> None:
     """A wrong key is named as the reason; other classes are served; the right key heals it without a restart."""
     seed.agent.apply(f"{seed.secret(seed.cluster.key('restricted'))}---\n{seed.storage_class()}---\n{CLAIM}")
@@ -304,7 +302,6 @@ def test_a_wrong_key(seed: Seed) -> None:
     assert bound["status"]["capacity"] == {"storage": "1Gi"}
 
 
-@pytest.mark.expect_log("The trash of pool .* cannot be emptied")
 def test_a_secret_that_comes_later(seed: Seed) -> None:
     """A class whose Secret is missing says so, and its claim is bound as soon as there is one."""
     seed.agent.apply(f"{seed.storage_class()}---\n{CLAIM}")
