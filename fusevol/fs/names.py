@@ -306,8 +306,8 @@ class Names(ABC):
             with self._change([source, target], NAME_COST + left * INODE_COST, left) as change:
                 if left and change is not None:
                     change.makes(*source, name, replaces=True)
-                self._move(source, name, target, newname, flags, change)
-                if left and change is not None:
+                moved = self._move(source, name, target, newname, flags, change)
+                if left and moved and change is not None:
                     change.added(os.stat(name, dir_fd=source[1], follow_symlinks=False).st_blocks * 512)
         except OSError as e:
             if e.errno != errno.ENOSPC or left or not _exists(target[1], newname):
@@ -320,8 +320,9 @@ class Names(ABC):
 
     def _move(
         self, source: _Directory, name: bytes, target: _Directory, newname: bytes, flags: int, change: Change | None
-    ) -> None:
-        """Rename, and tell the table. Both directories are locked, where there is an accounting."""
+    ) -> bool:
+        """Rename, and tell the table; whether anything was done. Both directories are locked, where there is an
+        accounting."""
         nodes = self._nodes
         (above, up), (newabove, newup) = source, target
         moved, _fd, _st = nodes.take(above, up, name)
@@ -336,7 +337,7 @@ class Names(ABC):
                     nodes.losing(over[0], over[1])
             _libc.rename(up, name, newup, newname, flags)
             if over is not None and over[0] is moved:
-                return  # two names of one inode: rename(2) does nothing
+                return False  # two names of one inode: rename(2) does nothing, and leaves no whiteout
             if flags & _libc.RENAME_EXCHANGE and over is not None:
                 nodes.renamed(over[0], above, name)
             elif over is not None:
@@ -346,3 +347,4 @@ class Names(ABC):
             if over is not None:
                 nodes.unpin(over[0])
             nodes.unpin(moved)
+        return True

@@ -239,6 +239,21 @@ def test_a_whiteout_is_an_inode(volume: Callable[..., Volume]) -> None:
     assert sorted(os.listdir(v.source)) == ["b"]
 
 
+def test_a_whiteout_that_is_not_left_is_not_counted(volume: Callable[..., Volume]) -> None:
+    """Between two names of one inode rename(2) does nothing, so it leaves no whiteout either."""
+    v = volume()
+    entry, fh = v.create(b"a")
+    v.fs.write(fh, 0, b"x" * 5000)
+    v.fs.release(fh)
+    v.fs.link(entry.node, ROOT_NODE, b"b")
+    before = v.ledger.usage()
+    for old, new in ((b"a", b"a"), (b"a", b"b"), (b"b", b"a")):
+        v.fs.rename(ROOT_NODE, old, ROOT_NODE, new, 4)
+
+    assert v.ledger.usage() == before
+    assert sorted(os.listdir(v.source)) == ["a", "b"]
+
+
 def test_statfs_shows_the_quota(volume: Callable[..., Volume]) -> None:
     """Size is the limit, used is what is used, available what is left."""
     v = volume(8 * MIB, 100)
