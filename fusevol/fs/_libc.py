@@ -28,6 +28,7 @@ _DIRENT: Final = struct.Struct("=QqHB")
 _MAX_HANDLE: Final = 128
 _HANDLE_HEADER: Final = 8
 
+_int_size: Final = ctypes.sizeof(ctypes.c_int)
 _size_t, _int, _long = ctypes.c_size_t, ctypes.c_int, ctypes.c_int64
 _char_p, _void_p = ctypes.c_char_p, ctypes.c_void_p
 
@@ -62,14 +63,37 @@ def _fail() -> OSError:
     return OSError(number, os.strerror(number))
 
 
+class _Room:
+    """Where name_to_handle_at(2) writes: making that anew took as long as the call, which every new node needs."""
+
+    def __init__(self) -> None:
+        self._memory = (ctypes.c_uint32 * ((_HANDLE_HEADER + _MAX_HANDLE + _int_size) // 4))()
+        self._handle = ctypes.addressof(self._memory)
+        self._mount_id = self._handle + _HANDLE_HEADER + _MAX_HANDLE
+        self._bytes = memoryview(self._memory).cast("B")
+        self._size = self._bytes[:4].cast("I")
+
+    def file_handle(self, fd: int) -> bytes:
+        self._size[0] = _MAX_HANDLE
+        if _name_to_handle_at(fd, b"", self._handle, self._mount_id, AT_EMPTY_PATH) != 0:
+            raise _fail()
+        return self._bytes[: _HANDLE_HEADER + self._size[0]].tobytes()
+
+
+_rooms: Final[list[_Room]] = []
+"""Those that no thread is using. (An operation on a list is done by one thread at a time.)"""
+
+
 def file_handle(fd: int) -> bytes:
     """The ``struct file_handle`` of the inode behind *fd* (name_to_handle_at(2)), to be opened again with."""
-    buffer = ctypes.create_string_buffer(_HANDLE_HEADER + _MAX_HANDLE)
-    ctypes.c_uint.from_buffer(buffer).value = _MAX_HANDLE
-    mount_id = _int()
-    if _name_to_handle_at(fd, b"", buffer, ctypes.byref(mount_id), AT_EMPTY_PATH) != 0:
-        raise _fail()
-    return buffer.raw[: _HANDLE_HEADER + ctypes.c_uint.from_buffer(buffer).value]
+    try:
+        room = _rooms.pop()
+    except IndexError:
+        room = _Room()
+    try:
+        return room.file_handle(fd)
+    finally:
+        _rooms.append(room)
 
 
 def open_handle(mount_fd: int, handle: bytes, flags: int) -> int:

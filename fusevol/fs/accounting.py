@@ -71,7 +71,7 @@ class Change:
     Made by :meth:`Accounts.change`; inside it, :meth:`added` tells of a new inode.
     """
 
-    __slots__ = ("_accounts", "_bytes", "_entry", "_inodes", "_locks", "_new_bytes", "_new_inodes", "_parts")
+    __slots__ = ("_accounts", "_bytes", "_entry", "_inodes", "_locked", "_new_bytes", "_new_inodes", "_parts")
 
     def __init__(self, accounts: Accounts, parts: list[tuple[Node, int]], nbytes: int, inodes: int) -> None:
         self._accounts = accounts
@@ -80,23 +80,25 @@ class Change:
         self._inodes = inodes
         self._new_bytes = 0
         self._new_inodes = 0
-        self._locks: list[threading.Lock] = []
+        self._locked = 0
+        """How many of the nodes are locked."""
         self._entry: Entry | None = None
 
     def __enter__(self) -> Self:
-        accounts = self._accounts
-        accounts.reserve(self._bytes, self._inodes)
-        unique = {node.number: (node, fd) for node, fd in self._parts}
-        self._parts = [unique[number] for number in sorted(unique)]
+        accounts, parts = self._accounts, self._parts
+        if self._bytes or self._inodes:
+            accounts.reserve(self._bytes, self._inodes)
+        if len(parts) > 1:
+            unique = {node.number: (node, fd) for node, fd in parts}
+            parts = self._parts = [unique[number] for number in sorted(unique)]
         try:
-            for node, fd in self._parts:
-                lock = node.lock or accounts.lock_of(node)
-                lock.acquire()
-                self._locks.append(lock)
+            for node, fd in parts:
+                (node.lock or accounts.lock_of(node)).acquire()
+                self._locked += 1
                 if node.charged < 0:
                     accounts.know(node, fd)
             if accounts.journal is not None:
-                self._entry = accounts.journal.begin([node.where for node, _ in self._parts])
+                self._entry = accounts.journal.begin([node.where for node, _ in parts])
         except BaseException:
             accounts.quota.settle(self._bytes, self._inodes, 0, 0)
             self._unlock()
@@ -104,8 +106,8 @@ class Change:
         return self
 
     def _unlock(self) -> None:
-        for lock in reversed(self._locks):
-            lock.release()
+        for node, _fd in self._parts[: self._locked]:
+            self._accounts.lock_of(node).release()
 
     def makes(self, parent: Node, fd: int, name: bytes, *, replaces: bool = False) -> None:
         """An inode will be made as *name* in *parent*, where nothing of that name is, or where it *replaces* one.
@@ -181,7 +183,9 @@ class Accounts:
         self._tightening = threading.Lock()
 
     def lock_of(self, node: Node) -> threading.Lock:
-        """The lock of *node*'s charge."""
+        """The lock of *node*'s charge, which is the same one for ever."""
+        if node.lock is not None:
+            return node.lock
         with self._making:
             if node.lock is None:
                 node.lock = threading.Lock()

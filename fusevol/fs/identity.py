@@ -9,7 +9,8 @@ from ``mode`` by the kernel before it asked (vfs_prepare_mode), so /proc/PID/sta
 A server that may not change identity (unprivileged) creates everything as itself.
 
 The umask is applied by the backing store, since it alone knows whether the directory has a default ACL, which takes the
-umask's place (umask(2)). A umask belongs to a process, so each thread that needs one leaves the others' (CLONE_FS).
+umask's place (umask(2)). A umask belongs to a process, so each thread that needs one leaves the others' (CLONE_FS). It
+keeps the last one, since nearly always the next caller has the same.
 """
 
 from __future__ import annotations
@@ -39,22 +40,16 @@ class _Data(ctypes.Structure):
 
 
 class _As:
-    """Within it the calling thread creates files as the caller does: *uid*, *gid* and *umask*."""
+    """Within it the calling thread creates files as the caller does, by *uid* and *gid*."""
 
-    __slots__ = ("_caller", "_identity", "_masked")
+    __slots__ = ("_caller", "_identity")
 
     def __init__(self, identity: Identity, caller: Caller) -> None:
         self._identity = identity
         self._caller = caller
-        self._masked = False
 
     def __enter__(self) -> None:
         identity, caller = self._identity, self._caller
-        if caller.umask:
-            identity.set_umask(caller.umask)
-            self._masked = True
-        if not identity.able:
-            return
         if caller.gid != identity.gid:
             _libc.setfsgid(caller.gid)
         if caller.uid != identity.uid:
@@ -64,10 +59,6 @@ class _As:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         identity, caller = self._identity, self._caller
-        if self._masked:
-            os.umask(0)
-        if not identity.able:
-            return
         if caller.uid != identity.uid:
             _libc.setfsuid(identity.uid)
         if caller.gid != identity.gid:
@@ -92,7 +83,7 @@ class Identity:
         self.able = self._data[0].effective & wanted == wanted
         self._threads = threading.local()
 
-    def set_umask(self, umask: int) -> None:
+    def _set_umask(self, umask: int) -> None:
         """Give the calling thread, which shares its umask with no other one, the file mode creation mask *umask*.
 
         Raises ``OSError`` where a thread may not have its own (unshare(2) forbidden by a seccomp filter).
@@ -103,6 +94,7 @@ class Identity:
                 raise OSError(number, os.strerror(number))
             self._threads.alone = True
         os.umask(umask)
+        self._threads.umask = umask
 
     def restore_capabilities(self) -> None:
         """Take back the effective capabilities that a change of fsuid away from 0 removed."""
@@ -112,7 +104,12 @@ class Identity:
             raise OSError(number, os.strerror(number))
 
     def of(self, caller: Caller) -> AbstractContextManager[None]:
-        """A context in which this thread creates files as *caller*."""
-        if not caller.umask and (not self.able or (caller.uid == self.uid and caller.gid == self.gid)):
+        """A context in which this thread creates files as *caller*, whose umask it keeps. Raises ``OSError``.
+
+        A thread without one has the process's, which is 0.
+        """
+        if caller.umask != getattr(self._threads, "umask", 0):
+            self._set_umask(caller.umask)
+        if not self.able or (caller.uid == self.uid and caller.gid == self.gid):
             return _SAME
         return _As(self, caller)

@@ -24,6 +24,7 @@ _Directory = tuple[Node, int]
 """One that is pinned, and its descriptor."""
 _UNCOUNTED: Final = contextlib.nullcontext()
 _NAME_MAX: Final = 255
+_NO_NAMES: Final = frozenset({b"", b".", b".."})
 _RDWR_CREAT: Final = os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 DROPPED: Final = os.O_CREAT | os.O_EXCL | os.O_NOCTTY | os.O_NOFOLLOW | os.O_APPEND | os.O_DIRECT | os.O_NONBLOCK
 """Flags that are the kernel's business: it gives the offset of an append, and bypasses its own cache for O_DIRECT
@@ -39,7 +40,7 @@ def check(name: bytes) -> None:
     """Refuse what is not a single component."""
     if len(name) > _NAME_MAX:
         raise failure(errno.ENAMETOOLONG)
-    if not name or name in {b".", b".."} or b"/" in name or b"\0" in name:
+    if b"/" in name or b"\0" in name or name in _NO_NAMES:
         raise failure(errno.EINVAL)
 
 
@@ -86,7 +87,7 @@ class Names(ABC):
 
     def _collect(self) -> None:
         """Give back what inodes took that are gone."""
-        if self._accounts is not None:
+        if self._accounts is not None and self._nodes.gone:
             self._accounts.collect()
 
     def _lost_name(self, node: Node, fd: int, st: os.stat_result, parent: Node, name: bytes) -> None:

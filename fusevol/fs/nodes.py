@@ -264,8 +264,9 @@ class Nodes(Heir):
                 node = None
             if node is None:
                 # Anew, since somebody may have changed it by a node that is gone now: what it has at this moment, while
-                # there is no node, is what has been counted.
-                st = os.fstat(fd)
+                # there is no node, is what has been counted. (Nobody knows an inode that was just made.)
+                if not new:
+                    st = os.fstat(fd)
                 if st.st_nlink == 0:  # removed since it was opened, and its node with it
                     raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
                 node = self._add(fd, st, 1, counted=not new)

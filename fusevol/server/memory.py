@@ -29,12 +29,10 @@ READABLE: Final = frozenset({VERSION})
 should an upgrade fail, the old code goes on with the same memory."""
 _MAGIC: Final = b"fusevol\0"
 _HEADER: Final = Struct("=8sQQQQ")  # magic version minor flags max_write
-_USED: Final = Struct("=QQQ")
 _USED_AT: Final = 40
 """How many nodes, files and intents were ever in use: a word for each."""
 _COUNTERS_AT: Final = 64
 _HEADER_SIZE: Final = mmap.PAGESIZE
-_WORD: Final = Struct("=Q")
 _NODES: Final = 4 << 20
 _FILES: Final = 1 << 18
 _INTENTS: Final = 1024
@@ -47,7 +45,8 @@ _INTENT: Final = Struct("=QQ")
 """Two numbers."""
 _GENERATION, _DEVICE, _INODE, _LOOKUPS, _UNLINKED, _MOVING = range(1, 7)
 """Words in the record of a node; its key is word 0."""
-_BACKING_AT: Final = 8 + 16
+_BACKING: Final = 3
+"""The word in the record of a file."""
 
 
 def _generation(record: NodeRecord) -> int:
@@ -67,10 +66,10 @@ class SessionMemory:
         if os.fstat(fd).st_size < size:
             os.ftruncate(fd, size)
         self._memory = mmap.mmap(fd, size)
-        used = _USED.unpack_from(self._memory, _USED_AT)
-        self._nodes = Table(self._memory, _HEADER_SIZE, _NODE, _NODES, used[0])
-        self._files = Table(self._memory, files, _FILE, _FILES, used[1])
-        self._intents = Table(self._memory, intents, _INTENT, _INTENTS, used[2])
+        self._nodes = Table(self._memory, _HEADER_SIZE, _NODE, _NODES, _USED_AT)
+        self._files = Table(self._memory, files, _FILE, _FILES, _USED_AT + 8)
+        self._intents = Table(self._memory, intents, _INTENT, _INTENTS, _USED_AT + 16)
+        self._words = self._nodes.words
         self._intended = self._intents.places()
         self.journal = Journal(memoryview(self._memory), _COUNTERS_AT, entries, self._nodes)
         self._lock = threading.Lock()
@@ -134,19 +133,15 @@ class SessionMemory:
     ) -> int:
         """See :class:`fusevol.fs.memory.Memory`."""
         with self._lock:
-            before = self._nodes.high
-            where = self._nodes.add(number, generation, *key, lookups, 0, 0, charged, len(handle), handle)
-            if self._nodes.high != before:
-                _WORD.pack_into(self._memory, _USED_AT, self._nodes.high)
-        return where
+            return self._nodes.add(number, generation, *key, lookups, 0, 0, charged, len(handle), handle)
 
     def set_lookups(self, where: int, count: int) -> None:
         """See :class:`fusevol.fs.memory.Memory`."""
-        _WORD.pack_into(self._memory, where + 8 * _LOOKUPS, count)
+        self._words[(where >> 3) + _LOOKUPS] = count
 
     def set_unlinked(self, where: int, value: bool) -> None:
         """See :class:`fusevol.fs.memory.Memory`."""
-        _WORD.pack_into(self._memory, where + 8 * _UNLINKED, value)
+        self._words[(where >> 3) + _UNLINKED] = value
 
     def drop_node(self, where: int) -> None:
         """See :class:`fusevol.fs.memory.Memory`."""
@@ -157,15 +152,11 @@ class SessionMemory:
         """See :class:`fusevol.fs.memory.Memory`."""
         request = getattr(self._opening, "request", 0)
         with self._lock:
-            before = self._files.high
-            where = self._files.add(fh, node, flags, 0, request)
-            if self._files.high != before:
-                _WORD.pack_into(self._memory, _USED_AT + 8, self._files.high)
-        return where
+            return self._files.add(fh, node, flags, 0, request)
 
     def set_backing(self, where: int, backing: int) -> None:
         """See :class:`fusevol.fs.memory.Memory`."""
-        _WORD.pack_into(self._memory, where + _BACKING_AT, backing)
+        self._words[(where >> 3) + _BACKING] = backing
 
     def drop_file(self, where: int) -> None:
         """See :class:`fusevol.fs.memory.Memory`."""
@@ -218,11 +209,7 @@ class SessionMemory:
     def intend(self, request: int, first: int, second: int) -> int:
         """Remember two numbers for a request; returns where."""
         with self._lock:
-            before = self._intents.high
-            where = self._intents.add(request, first, second)
-            if self._intents.high != before:
-                _WORD.pack_into(self._memory, _USED_AT + 16, self._intents.high)
-        return where
+            return self._intents.add(request, first, second)
 
     def intended(self, request: int) -> tuple[int, int, int] | None:
         """Where, and the two numbers, if an earlier server has written them down."""

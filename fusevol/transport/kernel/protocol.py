@@ -175,20 +175,21 @@ DEV_IOC_BACKING_CLOSE: Final = _write_request(229, 2, BACKING_ID.size)
 
 def pack_attr(st: os.stat_result) -> bytes:
     """``struct fuse_attr`` of *st*."""
+    mode, ino, _device, nlink, uid, gid, size, atime, mtime, ctime = st  # a third quicker than ten attributes
     return ATTR.pack(
-        st.st_ino,
-        st.st_size,
+        ino,
+        size,
         st.st_blocks,
-        int(st[7]),  # atime, mtime and ctime in whole seconds
-        int(st[8]),
-        int(st[9]),
+        atime,
+        mtime,
+        ctime,
         st.st_atime_ns % 1_000_000_000,
         st.st_mtime_ns % 1_000_000_000,
         st.st_ctime_ns % 1_000_000_000,
-        st.st_mode,
-        st.st_nlink,
-        st.st_uid,
-        st.st_gid,
+        mode,
+        nlink,
+        uid,
+        gid,
         st.st_rdev & 0xFFFFFFFF,
         st.st_blksize,
         0,
