@@ -23,7 +23,7 @@ from agent.csi.refusal import Code, Refused, invalid
 from agent.csi.settings import Settings
 from agent.csi.volumes import Condition, Handle, Locks, Volumes
 from agent.hazard import Hazard, Hazards
-from agent.pools import Room
+from agent.poolplace import Room
 from agent.steps import Step, no_step
 from agent.volumes import places
 from agent.volumes.attachments import Attachment, boot_id

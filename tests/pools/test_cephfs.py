@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.pools import Room
+from agent.poolplace import Room
 from fusevol.errors import ForbiddenError, UnavailableError
 from fusevol.pool import Pool, VolumeRequest
 from fusevol.pool.drivers import Limits
