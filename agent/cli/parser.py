@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn, TypeAlias
 
-from fusevol.errors import UsageError
+from agent.cli.grammar import Commands, Parser, add, common, file_options, namespace_option, seconds
 
 _DESCRIPTION = "FUSE-backed volumes with hard quotas and Kubernetes semantics."
 
@@ -23,14 +22,6 @@ environment: FUSEVOL_SOCKET, FUSEVOL_RUN_DIR, FUSEVOL_STATE_DIR, FUSEVOL_CONFIG,
 exit codes:  0 done, 1 failed, 2 the command line was not understood"""
 
 
-class _Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are ours: one sentence, exit code 2."""
-
-    def error(self, message: str) -> NoReturn:
-        sentence = message[:1].upper() + message[1:]
-        raise UsageError(f"{sentence.rstrip('.')}; see `{self.prog} --help`.")
-
-
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The options of *argv*; ``module`` names the module of ``agent.cli`` that carries the command out.
 
@@ -41,77 +32,22 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def build() -> argparse.ArgumentParser:
     """The whole parser (also what documentation and shell completion are made from)."""
-    parser = _Parser(
+    parser = Parser(
         prog="fusevol", description=_DESCRIPTION, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    _common(parser, None)
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=_Parser)
-    for add in (
+    common(parser, None)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=Parser)
+    for command in (
         _agent, _apply, _get, _describe, _delete, _mount, _umount, _pool, _trash, _run, _logs, _exec, _restart,
         _events, _resize, _top, _diff, _edit, _explain, _completion, _doctor, _upgrade, _flexvolume,
         _version,
     ):  # fmt: skip
-        add(commands)
+        command(commands)
     return parser
 
 
-_Commands: TypeAlias = "argparse._SubParsersAction[_Parser]"  # noqa: SLF001 - argparse has no public name for it
-
-
-def _common(parser: argparse.ArgumentParser, default: object) -> None:
-    """Options that may stand before and after the command's name."""
-    parser.add_argument("--socket", type=Path, metavar="FILE", default=default, help="the agent's unix socket")
-    parser.add_argument(
-        "--debug", action="store_true", default=default or False, help="show a traceback when something fails"
-    )
-
-
-def _add(commands: _Commands, name: str, module: str, text: str, examples: str, **defaults: object) -> _Parser:
-    """One more command, carried out by *module*."""
-    parser: _Parser = commands.add_parser(
-        name,
-        help=text,
-        description=f"{text[:1].upper()}{text[1:]}.",
-        epilog=f"examples:\n{examples}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    _common(parser, argparse.SUPPRESS)
-    parser.set_defaults(module=module, name=name, **defaults)
-    return parser
-
-
-def _namespace(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-n", "--namespace", metavar="NS", help="the namespace (default: default)")
-
-
-def _files(parser: argparse.ArgumentParser, *, required: bool) -> None:
-    parser.add_argument(
-        "-f",
-        "--filename",
-        dest="files",
-        action="append",
-        default=[],
-        required=required,
-        metavar="FILE",
-        help="a YAML or JSON file, a directory of such files, or - for the standard input; may be repeated",
-    )
-
-
-def _seconds(text: str) -> float:
-    """A time: plain seconds, or with a unit as kubectl has it (``30``, ``1.5s``, ``2m``, ``1h``)."""
-    units = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
-    unit = next((u for u in units if text.endswith(u)), "")
-    try:
-        value = float(text.removesuffix(unit)) * units.get(unit, 1.0)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < 1e9:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a time such as 30s or 2m")
-    return value
-
-
-def _agent(commands: _Commands) -> None:
-    parser = _add(
+def _agent(commands: Commands) -> None:
+    parser = add(
         commands,
         "agent",
         "serve",
@@ -141,20 +77,20 @@ def _agent(commands: _Commands) -> None:
     parser.add_argument("--log-level", metavar="LEVEL", help="debug, info, warning or error (default: info)")
 
 
-def _apply(commands: _Commands) -> None:
-    parser = _add(
+def _apply(commands: Commands) -> None:
+    parser = add(
         commands,
         "apply",
         "apply",
         "create or change objects from files",
         "  fusevol apply -f claim.yaml\n  fusevol apply -f manifests/ -f extra.yaml\n  cat *.yaml | fusevol apply -f -",
     )
-    _files(parser, required=True)
-    _namespace(parser)
+    file_options(parser, required=True)
+    namespace_option(parser)
 
 
-def _get(commands: _Commands) -> None:
-    parser = _add(
+def _get(commands: Commands) -> None:
+    parser = add(
         commands,
         "get",
         "get",
@@ -164,7 +100,7 @@ def _get(commands: _Commands) -> None:
         "  fusevol get pools    (also: mounts, servers, events)",
     )
     parser.add_argument("what", nargs="+", metavar="KIND[/NAME]", help="what to show: a kind, then names if wanted")
-    _namespace(parser)
+    namespace_option(parser)
     parser.add_argument("-A", "--all-namespaces", action="store_true", help="objects of every namespace")
     parser.add_argument(
         "-o", "--output", choices=["table", "wide", "yaml", "json", "name"], default="table", help="how to print them"
@@ -174,8 +110,8 @@ def _get(commands: _Commands) -> None:
     parser.add_argument("--sort-by", metavar="FIELD", help="in the order of a field, such as .spec.capacity.storage")
 
 
-def _describe(commands: _Commands) -> None:
-    parser = _add(
+def _describe(commands: Commands) -> None:
+    parser = add(
         commands,
         "describe",
         "describe",
@@ -183,12 +119,12 @@ def _describe(commands: _Commands) -> None:
         "  fusevol describe pvc data\n  fusevol describe pod/web -n shop\n  fusevol describe mount /mnt/data",
     )
     parser.add_argument("what", nargs="+", metavar="KIND[/NAME]", help="a kind, then names; without names: all of it")
-    _namespace(parser)
+    namespace_option(parser)
     parser.add_argument("-A", "--all-namespaces", action="store_true", help="objects of every namespace")
 
 
-def _delete(commands: _Commands) -> None:
-    parser = _add(
+def _delete(commands: Commands) -> None:
+    parser = add(
         commands,
         "delete",
         "removal",
@@ -196,8 +132,8 @@ def _delete(commands: _Commands) -> None:
         "  fusevol delete pvc data\n  fusevol delete pod web --now\n  fusevol delete -f manifests/ --ignore-not-found",
     )
     parser.add_argument("what", nargs="*", metavar="KIND[/NAME]", help="a kind and names, or several KIND/NAME")
-    _files(parser, required=False)
-    _namespace(parser)
+    file_options(parser, required=False)
+    namespace_option(parser)
     parser.add_argument(
         "--all", action="store_true", dest="everything", help="all objects of the kind in the namespace"
     )
@@ -207,7 +143,7 @@ def _delete(commands: _Commands) -> None:
         default=True,
         help="wait until the objects are gone (default) or only ask for it",
     )
-    parser.add_argument("--timeout", type=_seconds, default=60.0, metavar="TIME", help="wait no longer (default: 60s)")
+    parser.add_argument("--timeout", type=seconds, default=60.0, metavar="TIME", help="wait no longer (default: 60s)")
     parser.add_argument("--ignore-not-found", action="store_true", help="succeed when an object does not exist")
     parser.add_argument(
         "--grace-period",
@@ -218,8 +154,8 @@ def _delete(commands: _Commands) -> None:
     parser.add_argument("--now", action="store_const", const=0, dest="grace_period", help="same as --grace-period 0")
 
 
-def _mount(commands: _Commands) -> None:
-    parser = _add(
+def _mount(commands: Commands) -> None:
+    parser = add(
         commands,
         "mount",
         "mounts",
@@ -228,12 +164,12 @@ def _mount(commands: _Commands) -> None:
     )
     parser.add_argument("claim", metavar="CLAIM", help="name of a PersistentVolumeClaim")
     parser.add_argument("target", metavar="TARGET", help="directory to mount it at; created when missing")
-    _namespace(parser)
+    namespace_option(parser)
     parser.add_argument("--read-only", action="store_true", help="writes fail with EROFS")
 
 
-def _umount(commands: _Commands) -> None:
-    parser = _add(
+def _umount(commands: Commands) -> None:
+    parser = add(
         commands,
         "umount",
         "mounts",
@@ -243,8 +179,8 @@ def _umount(commands: _Commands) -> None:
     parser.add_argument("target", metavar="TARGET", help="the directory given to `fusevol mount`")
 
 
-def _pool(commands: _Commands) -> None:
-    parser = _add(
+def _pool(commands: Commands) -> None:
+    parser = add(
         commands,
         "pool",
         "pools",
@@ -282,8 +218,8 @@ def _pool(commands: _Commands) -> None:
     where.add_argument("--overcommit", type=float, metavar="X", help="promise at most X times the pool's size")
 
 
-def _trash(commands: _Commands) -> None:
-    parser = _add(
+def _trash(commands: Commands) -> None:
+    parser = add(
         commands,
         "trash",
         "trash",
@@ -303,12 +239,12 @@ def _trash(commands: _Commands) -> None:
         help="restore, purge: which one, such as pvc-0123.1 or POOL/pvc-0123.1; list: only of this pool",
     )
     parser.add_argument("--claim", metavar="NAME", help="restore: the claim that is made for it")
-    _namespace(parser)
+    namespace_option(parser)
     parser.add_argument("--all", nargs="?", const="", metavar="POOL", help="purge: all that is in the trash, of a pool")
 
 
-def _run(commands: _Commands) -> None:
-    parser = _add(
+def _run(commands: Commands) -> None:
+    parser = add(
         commands,
         "run",
         "run",
@@ -316,19 +252,19 @@ def _run(commands: _Commands) -> None:
         "  fusevol run -f pod.yaml\n  fusevol run -d -f pod.yaml\n"
         "  podman run $(fusevol run --prepare -f pod.yaml) image",
     )
-    _files(parser, required=True)
-    _namespace(parser)
+    file_options(parser, required=True)
+    namespace_option(parser)
     parser.add_argument("--prepare", action="store_true", help="only mount the volumes and print podman's -v arguments")
     parser.add_argument("-d", "--detach", action="store_true", help="start the containers and return")
     parser.add_argument(
         "--rm", action="store_true", dest="remove", help="delete containers and Pod when they have ended"
     )
     parser.add_argument(
-        "--timeout", type=_seconds, default=60.0, metavar="TIME", help="how long the volumes may take (default: 60s)"
+        "--timeout", type=seconds, default=60.0, metavar="TIME", help="how long the volumes may take (default: 60s)"
     )
     parser.add_argument(
         "--max-restart-period",
-        type=_seconds,
+        type=seconds,
         default=300.0,
         metavar="TIME",
         help="the longest time until an ended container is started again; it begins with none, then 10s (default: 5m)",
@@ -337,12 +273,12 @@ def _run(commands: _Commands) -> None:
 
 def _pod_container(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("pod", metavar="POD", help="name of a Pod, or pod/NAME")
-    _namespace(parser)
+    namespace_option(parser)
     parser.add_argument("-c", "--container", metavar="NAME", help="which container (default: the first one)")
 
 
-def _logs(commands: _Commands) -> None:
-    parser = _add(
+def _logs(commands: Commands) -> None:
+    parser = add(
         commands,
         "logs",
         "inside",
@@ -356,8 +292,8 @@ def _logs(commands: _Commands) -> None:
     parser.add_argument("--timestamps", action="store_true", help="with the time of each line")
 
 
-def _exec(commands: _Commands) -> None:
-    parser = _add(
+def _exec(commands: Commands) -> None:
+    parser = add(
         commands,
         "exec",
         "inside",
@@ -370,8 +306,8 @@ def _exec(commands: _Commands) -> None:
     parser.add_argument("words", nargs="+", metavar="COMMAND", help="the command and its arguments, after --")
 
 
-def _restart(commands: _Commands) -> None:
-    parser = _add(
+def _restart(commands: Commands) -> None:
+    parser = add(
         commands,
         "restart",
         "inside",
@@ -379,29 +315,29 @@ def _restart(commands: _Commands) -> None:
         "  fusevol restart web\n  fusevol restart web -c app",
     )
     parser.add_argument("pod", metavar="POD", help="name of a Pod, or pod/NAME")
-    _namespace(parser)
+    namespace_option(parser)
     parser.add_argument(
         "-c", "--container", metavar="NAME", help="only this container (default: all but init containers)"
     )
     parser.add_argument("--now", action="store_true", help="kill them instead of asking them to end")
 
 
-def _events(commands: _Commands) -> None:
-    parser = _add(
+def _events(commands: Commands) -> None:
+    parser = add(
         commands,
         "events",
         "events",
         "show what happened to objects",
         "  fusevol events\n  fusevol events --for pvc/data",
     )
-    _namespace(parser)
+    namespace_option(parser)
     parser.add_argument("-A", "--all-namespaces", action="store_true", help="objects of every namespace (default)")
     parser.add_argument("--for", dest="regarding", metavar="KIND/NAME", help="only events of this object")
     parser.add_argument("-o", "--output", choices=["table", "yaml", "json"], default="table", help="how to print them")
 
 
-def _resize(commands: _Commands) -> None:
-    parser = _add(
+def _resize(commands: Commands) -> None:
+    parser = add(
         commands,
         "resize",
         "resize",
@@ -410,18 +346,18 @@ def _resize(commands: _Commands) -> None:
     )
     parser.add_argument("claim", metavar="CLAIM", help="name of a PersistentVolumeClaim, or pvc/NAME")
     parser.add_argument("size", metavar="SIZE", help="how large it is to be, such as 20Gi")
-    _namespace(parser)
+    namespace_option(parser)
     parser.add_argument(
         "--wait",
         action=argparse.BooleanOptionalAction,
         default=True,
         help="wait until it has that size (default) or only ask for it",
     )
-    parser.add_argument("--timeout", type=_seconds, default=60.0, metavar="TIME", help="wait no longer (default: 60s)")
+    parser.add_argument("--timeout", type=seconds, default=60.0, metavar="TIME", help="wait no longer (default: 60s)")
 
 
-def _top(commands: _Commands) -> None:
-    parser = _add(
+def _top(commands: Commands) -> None:
+    parser = add(
         commands,
         "top",
         "top",
@@ -430,27 +366,27 @@ def _top(commands: _Commands) -> None:
     )
     parser.add_argument("--once", action="store_true", help="print it once and end")
     parser.add_argument(
-        "--interval", type=_seconds, default=2.0, metavar="TIME", help="how often it is looked at (default: 2s)"
+        "--interval", type=seconds, default=2.0, metavar="TIME", help="how often it is looked at (default: 2s)"
     )
     parser.add_argument(
         "--sort", choices=["used", "share", "name"], default="used", help="the most used, the fullest, or by name"
     )
 
 
-def _diff(commands: _Commands) -> None:
-    parser = _add(
+def _diff(commands: Commands) -> None:
+    parser = add(
         commands,
         "diff",
         "diff",
         "show what apply would change (exit code 0: nothing, 1: something, 2: it failed)",
         "  fusevol diff -f claim.yaml\n  cat *.yaml | fusevol diff -f -",
     )
-    _files(parser, required=True)
-    _namespace(parser)
+    file_options(parser, required=True)
+    namespace_option(parser)
 
 
-def _edit(commands: _Commands) -> None:
-    parser = _add(
+def _edit(commands: Commands) -> None:
+    parser = add(
         commands,
         "edit",
         "edit",
@@ -458,11 +394,11 @@ def _edit(commands: _Commands) -> None:
         "  fusevol edit pvc data\n  EDITOR=nano fusevol edit sc/fusevol",
     )
     parser.add_argument("what", nargs="+", metavar="KIND[/NAME]", help="a kind and a name, or KIND/NAME")
-    _namespace(parser)
+    namespace_option(parser)
 
 
-def _explain(commands: _Commands) -> None:
-    parser = _add(
+def _explain(commands: Commands) -> None:
+    parser = add(
         commands,
         "explain",
         "explain",
@@ -473,8 +409,8 @@ def _explain(commands: _Commands) -> None:
     parser.add_argument("--recursive", action="store_true", help="all fields below, without their texts")
 
 
-def _completion(commands: _Commands) -> None:
-    parser = _add(
+def _completion(commands: Commands) -> None:
+    parser = add(
         commands,
         "completion",
         "completion",
@@ -485,8 +421,8 @@ def _completion(commands: _Commands) -> None:
     parser.add_argument("shell", choices=["bash"], help="which shell")
 
 
-def _doctor(commands: _Commands) -> None:
-    parser = _add(
+def _doctor(commands: Commands) -> None:
+    parser = add(
         commands,
         "doctor",
         "doctor",
@@ -506,8 +442,8 @@ def _doctor(commands: _Commands) -> None:
     parser.add_argument("-o", "--output", choices=["table", "json"], default="table", help="how to print it")
 
 
-def _upgrade(commands: _Commands) -> None:
-    _add(
+def _upgrade(commands: Commands) -> None:
+    add(
         commands,
         "upgrade",
         "upgrade",
@@ -516,8 +452,8 @@ def _upgrade(commands: _Commands) -> None:
     )
 
 
-def _flexvolume(commands: _Commands) -> None:
-    _add(
+def _flexvolume(commands: Commands) -> None:
+    add(
         commands,
         "flexvolume",
         "version",
@@ -532,8 +468,8 @@ def _flexvolume(commands: _Commands) -> None:
     )
 
 
-def _version(commands: _Commands) -> None:
-    parser = _add(
+def _version(commands: Commands) -> None:
+    parser = add(
         commands,
         "version",
         "version",

@@ -1,0 +1,72 @@
+"""What the commands of the command line share: the parser whose errors are ours, and options that several have."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import NoReturn, TypeAlias
+
+from fusevol.errors import UsageError
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are ours: one sentence, exit code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        sentence = message[:1].upper() + message[1:]
+        raise UsageError(f"{sentence.rstrip('.')}; see `{self.prog} --help`.")
+
+
+Commands: TypeAlias = "argparse._SubParsersAction[Parser]"  # noqa: SLF001 - argparse has no public name for it
+
+
+def common(parser: argparse.ArgumentParser, default: object) -> None:
+    """Options that may stand before and after the command's name."""
+    parser.add_argument("--socket", type=Path, metavar="FILE", default=default, help="the agent's unix socket")
+    parser.add_argument(
+        "--debug", action="store_true", default=default or False, help="show a traceback when something fails"
+    )
+
+
+def add(commands: Commands, name: str, module: str, text: str, examples: str, **defaults: object) -> Parser:
+    """One more command, carried out by *module*."""
+    parser: Parser = commands.add_parser(
+        name,
+        help=text,
+        description=f"{text[:1].upper()}{text[1:]}.",
+        epilog=f"examples:\n{examples}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    common(parser, argparse.SUPPRESS)
+    parser.set_defaults(module=module, name=name, **defaults)
+    return parser
+
+
+def namespace_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-n", "--namespace", metavar="NS", help="the namespace (default: default)")
+
+
+def file_options(parser: argparse.ArgumentParser, *, required: bool) -> None:
+    parser.add_argument(
+        "-f",
+        "--filename",
+        dest="files",
+        action="append",
+        default=[],
+        required=required,
+        metavar="FILE",
+        help="a YAML or JSON file, a directory of such files, or - for the standard input; may be repeated",
+    )
+
+
+def seconds(text: str) -> float:
+    """A time: plain seconds, or with a unit as kubectl has it (``30``, ``1.5s``, ``2m``, ``1h``)."""
+    units = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+    unit = next((u for u in units if text.endswith(u)), "")
+    try:
+        value = float(text.removesuffix(unit)) * units.get(unit, 1.0)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 1e9:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a time such as 30s or 2m")
+    return value
