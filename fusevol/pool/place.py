@@ -254,3 +254,10 @@ def mounted_below(path: Path) -> list[str]:
         if point == top or point.startswith(top + b"/"):
             found.append(os.fsdecode(point))
     return found
+
+
+def refuse_mounts(directory: Path) -> None:
+    """Raise :class:`ConflictError` while something is mounted in *directory*, which shall be deleted."""
+    points = mounted_below(directory)
+    if points:
+        raise ConflictError(f"Something is mounted at {points[0]}: unmount it before {directory.name} is deleted.")

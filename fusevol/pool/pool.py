@@ -3,8 +3,8 @@
 Layout: ``pool.json``, ``lock``, ``volumes/<id>/{volume.json,data/,ledger.json}``, ``trash/<id>.<n>/``, ``tmp/``, and
 ``snapshots/<id>/{volume.json,data/}``. What ``data`` is on its filesystem is its driver's business
 (``fusevol.pool.drivers``). Every change is built aside and becomes true by one rename, so that a crash leaves a whole
-volume or none. The pool describes itself: another node or a new agent opens it and has all volumes. One process holds
-it at a time.
+volume or none (``workshop``); what is deleted goes through ``bin``. The pool describes itself: another node or a new
+agent opens it and has all volumes. One process holds it at a time.
 
 Methods are thread-safe, block on the disk, and raise children of :class:`FusevolError`.
 """
@@ -12,41 +12,30 @@ Methods are thread-safe, block on the disk, and raise children of :class:`Fusevo
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import os
 import threading
-import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple, Self
 
-from fusevol.errors import (
-    AlreadyExistsError,
-    ConflictError,
-    CorruptError,
-    InvalidError,
-    NotFoundError,
-    UnavailableError,
-)
+from fusevol.errors import AlreadyExistsError, CorruptError, InvalidError, NotFoundError, UnavailableError
 from fusevol.files import sync_directory, temporary_name
-from fusevol.pool import copying, drivers, place, removal, trash
+from fusevol.pool import copying, drivers, place, trash
+from fusevol.pool.bin import Bin
 from fusevol.pool.drivers import NO_LIMITS, Driver, Limits
 from fusevol.pool.inspection import Finding, inspect
 from fusevol.pool.promises import Promises
 from fusevol.pool.record import DATA, RECORD, SNAPSHOT_OF, Volume, VolumeRequest, check_id, check_limits
+from fusevol.pool.shelf import Shelf
+from fusevol.pool.steps import Step, no_step
 from fusevol.pool.trash import TrashEntry
+from fusevol.pool.workshop import Workshop
 from fusevol.usage import Enforcer, Measured
 
 __all__ = ["Finding", "Pool", "PoolCapacity"]
 
 log = logging.getLogger(__name__)
-Step = Callable[[str], None]
-"""Called with the name of each step after it is done, to see what a crash there leaves behind."""
-
-
-def no_step(name: str) -> None:
-    """The :data:`Step` of a pool that nobody interrupts."""
 
 
 def _nothing() -> None:
@@ -76,16 +65,13 @@ class Pool:
         self.driver = driver
         """What volumes are made with; older ones may have another one."""
         self._held = lock
-        self._step = step
-        self._volumes = path / place.VOLUMES
-        self._trash = path / place.TRASH
-        self._tmp = path / place.TMP
-        self._snapshots = path / place.SNAPSHOTS
-        self._promises = Promises(name, overcommit, self._total) if overcommit is not None else None
         self._mutex = threading.Lock()
         """Guards names below ``volumes`` and ``trash``, and rewriting of records."""
-        self._building: set[str] = set()
-        """Names below ``tmp`` that a living thread works on."""
+        self._volumes = Shelf(path / place.VOLUMES, name, "volume")
+        self._snapshots = Shelf(path / place.SNAPSHOTS, name, "snapshot")
+        self._workshop = Workshop(path / place.TMP, name, driver, self._mutex, step)
+        self._bin = Bin(path / place.TRASH, name, driver, self._mutex, step)
+        self._promises = Promises(name, overcommit, self._total) if overcommit is not None else None
 
     @classmethod
     def open(
@@ -167,7 +153,9 @@ class Pool:
             if found is not None:
                 return found
             with self._promised(request.id, request.capacity_bytes):
-                return self._build("provision", self._volumes / request.id, make, lambda: self._existing(request))
+                return self._workshop.build(
+                    "provision", self._volumes.at(request.id), make, lambda: self._existing(request)
+                )
 
     def _total(self) -> int:
         st = os.statvfs(self.path)
@@ -193,49 +181,8 @@ class Pool:
                 f"{_size(found.capacity_bytes, found.inode_limit)}, "
                 f"not {_size(request.capacity_bytes, request.inode_limit)}: resize it, or choose another id."
             )
-        sync_directory(self._volumes)  # whoever made it may have died before this
+        self._volumes.sync()  # whoever made it may have died before this
         return found
-
-    def _build(
-        self,
-        what: str,
-        final: Path,
-        make: Callable[[Path], Volume],
-        existing: Callable[[], Volume | None],
-    ) -> Volume:
-        """Have *make* make data in a directory aside, and move that to *final*, unless *existing* is faster."""
-        self._step(f"{what}: begun")
-        temporary = self._tmp / f"{final.name[:64]}.{uuid.uuid4().hex}"
-        self._building.add(temporary.name)
-        try:
-            temporary.mkdir(mode=0o700)
-            self._step(f"{what}: directory made")
-            made = make(temporary)
-            self._step(f"{what}: data made")
-            made.save(temporary)
-            self._step(f"{what}: record written")
-            try:
-                with self._mutex:
-                    temporary.rename(final)
-            except OSError as e:
-                if e.errno not in {errno.ENOTEMPTY, errno.EEXIST}:
-                    raise
-                self._discard(temporary)
-                found = existing()  # another thread was faster
-                if found is None:
-                    raise
-                return found
-            self._step(f"{what}: renamed")
-            sync_directory(final.parent)
-            sync_directory(self._tmp)
-            self._step(f"{what}: durable")
-        except BaseException:
-            with contextlib.suppress(OSError):
-                self._discard(temporary)
-            raise
-        finally:
-            self._building.discard(temporary.name)
-        return Volume.load(final, final.name)
 
     def _enforcer(self, request: VolumeRequest) -> Enforcer:
         limits = Limits(request.capacity_bytes, request.inode_limit)
@@ -244,52 +191,21 @@ class Pool:
         can = self.driver.capabilities()
         return "kernel" if can.enforces(limits) or (request.shared and can.quota_shared) else "ledger"
 
-    def _discard(self, temporary: Path) -> None:
-        if temporary.is_dir():
-            self.driver.remove(temporary / DATA, {})
-            removal.empty(temporary)
-            temporary.rmdir()
-
-    def _driver_of(self, volume: Volume) -> Driver:
-        return self.driver if volume.driver == self.driver.name else drivers.by_name(volume.driver, self.path)
-
     def volume(self, volume: str) -> Volume:
         """A volume. Raises :class:`NotFoundError`, :class:`CorruptError` (its files are left alone)."""
-        directory = self._directory(volume)
-        found = Volume.load(directory, volume)
+        found = self._volumes.find(volume)
         if found.data.is_symlink() or not found.data.is_dir():
             raise CorruptError(
                 f"Volume {volume} has lost its directory {found.data}: put it back from a backup, or delete the volume."
             )
         return found
 
-    def _directory(self, volume: str) -> Path:
-        return self._present(self._volumes / check_id(volume), "volume")
-
-    def _present(self, directory: Path, what: str) -> Path:
-        """*directory*, which is there. Raises :class:`NotFoundError`."""
-        try:
-            directory.lstat()
-        except FileNotFoundError as e:
-            raise NotFoundError(
-                f"There is no {what} {directory.name} in pool {self.name}: see `fusevol pool show`."
-            ) from e
-        except OSError as e:
-            raise place.explain(self.path, f"{what} {directory.name}", e) from e
-        return directory
+    def _driver_of(self, volume: Volume) -> Driver:
+        return drivers.that_made(volume.driver, self.driver)
 
     def volumes(self) -> list[Volume]:
         """All volumes whose record can be read, by id; :meth:`check` tells of the others."""
-        return self._readable(self._volumes)
-
-    def _readable(self, room: Path) -> list[Volume]:
-        found = []
-        with place.explained(self.path, f"listing its {room.name}"):
-            names = sorted(os.listdir(room))
-        for name in names:
-            with contextlib.suppress(CorruptError, InvalidError):
-                found.append(Volume.load(room / check_id(name), name))
-        return found
+        return self._volumes.all()
 
     def resize(self, volume: str, capacity_bytes: int | None, inode_limit: int | None) -> Volume:
         """Set a volume's limits in its record and, where that keeps them, in the kernel; durably.
@@ -310,7 +226,7 @@ class Pool:
             elif found.quota == "ledger":
                 self._driver_of(found).second_line(found.data, found.backing, Limits(capacity_bytes, inode_limit))
             if changed != found:
-                changed.save(self._directory(volume))
+                changed.save(self._volumes.directory(volume))
             return changed
 
     def _limit(self, volume: Volume, limits: Limits) -> None:
@@ -383,7 +299,7 @@ class Pool:
                     f"Snapshot {snapshot} exists in pool {self.name}, of volume {found.labels.get(SNAPSHOT_OF)}: "
                     "choose another id."
                 )
-            sync_directory(self._snapshots)
+            self._snapshots.sync()
             return found
 
         def make(directory: Path) -> Volume:
@@ -393,20 +309,20 @@ class Pool:
             return source.kept_as(snapshot, directory, backing, {**(labels or {}), SNAPSHOT_OF: volume})
 
         with place.explained(self.path, f"snapshot {snapshot}"):
-            return existing() or self._build("snapshot", self._snapshots / snapshot, make, existing)
+            return existing() or self._workshop.build("snapshot", self._snapshots.at(snapshot), make, existing)
 
     def find_snapshot(self, snapshot: str) -> Volume:
         """A snapshot. Raises :class:`NotFoundError`, :class:`CorruptError`."""
-        return Volume.load(self._present(self._snapshots / check_id(snapshot), "snapshot"), snapshot)
+        return self._snapshots.find(snapshot)
 
     def snapshots(self) -> list[Volume]:
         """All snapshots whose record can be read, by id."""
-        return self._readable(self._snapshots)
+        return self._snapshots.all()
 
     def delete_snapshot(self, snapshot: str) -> TrashEntry:
         """Move a snapshot to the trash, from where it cannot be restored as it was, only purged."""
         with self._mutex, place.explained(self.path, f"deleting snapshot {snapshot}"):
-            return self._throw_away(self._present(self._snapshots / check_id(snapshot), "snapshot"), "deleted")
+            return self._bin.throw_away(self._snapshots.directory(snapshot), "deleted")
 
     # trash
 
@@ -419,44 +335,16 @@ class Pool:
         it any more is the caller's duty.
         """
         with self._mutex, place.explained(self.path, f"deleting volume {volume}"):
-            directory = self._directory(volume)
+            directory = self._volumes.directory(volume)
             kept = trash.retention_of(directory, volume) if retention is None else retention
-            entry = self._throw_away(directory, reason, kept)
+            entry = self._bin.throw_away(directory, reason, kept)
             self._forget(volume)
             return entry
-
-    def _throw_away(self, directory: Path, reason: str, retention: int = 0) -> TrashEntry:
-        _refuse_mounts(directory)
-        self._step("trash: begun")
-        try:
-            trash.write_note(directory, reason, trash.owner_of(directory, directory.name), retention)
-        except OSError as e:
-            # deleting is how a full pool gets space; and no note is no reason to keep what is no directory
-            if e.errno not in {errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR}:
-                raise
-        self._step("trash: note written")
-        target = self._unused(directory.name)
-        directory.rename(target)
-        self._step("trash: renamed")
-        sync_directory(self._trash)
-        sync_directory(directory.parent)
-        self._step("trash: durable")
-        entry = trash.read_entry(target)
-        if entry is None:
-            raise NotFoundError(f"The deleted {directory.name} is gone from the trash of pool {self.name} already.")
-        return entry
-
-    def _unused(self, volume: str) -> Path:
-        number = 1
-        while os.path.lexists(self._trash / f"{volume}.{number}"):
-            number += 1
-        return self._trash / f"{volume}.{number}"
 
     def trashed(self) -> list[TrashEntry]:
         """All that is in the trash, by name, half-deleted volumes included."""
         with place.explained(self.path, "listing its trash"):
-            names = sorted(os.listdir(self._trash))
-        return [e for e in (trash.read_entry(self._trash / name) for name in names) if e is not None]
+            return self._bin.entries()
 
     def restore(self, entry: TrashEntry) -> Volume:
         """Make a deleted volume a volume again.
@@ -465,33 +353,8 @@ class Pool:
         deletion has begun).
         """
         with self._mutex, place.explained(self.path, f"restoring {entry.name}"):
-            directory = self._entry(entry)
-            if not (directory / DATA).is_dir():
-                raise ConflictError(f"The deletion of {entry.name} has begun: it cannot be restored any more.")
-            if SNAPSHOT_OF in self._labels(directory, entry.volume):
-                raise ConflictError(f"{entry.name} is a deleted snapshot: make a volume of it before you delete it.")
-            final = self._volumes / check_id(entry.volume)
-            if os.path.lexists(final):
-                raise AlreadyExistsError(
-                    f"Volume {entry.volume} exists again: delete that one before you restore this."
-                )
-            self._step("restore: begun")
-            with self._promised(entry.volume, _capacity(directory, entry.volume)):
-                directory.rename(final)
-            self._step("restore: renamed")
-            (final / trash.NOTE).unlink(missing_ok=True)
-            sync_directory(final)
-            sync_directory(self._volumes)
-            sync_directory(self._trash)
-            self._step("restore: durable")
+            self._bin.restore(entry, self._volumes.at(entry.volume), self._promised)
         return self.volume(entry.volume)
-
-    @staticmethod
-    def _labels(directory: Path, volume: str) -> Mapping[str, str]:
-        try:
-            return Volume.load(directory, volume).labels
-        except CorruptError:
-            return {}
 
     def purge(self, entry: TrashEntry, progress: Callable[[int], None] | None = None) -> None:
         """Delete what is in the trash for ever. May take long: for a thread of its own. Gone already is fine, and so is
@@ -501,68 +364,18 @@ class Pool:
         completes. Raises :class:`ConflictError` when something is mounted in it; what is mounted is not touched.
         """
         with place.explained(self.path, f"purging {entry.name}"):
-            with self._mutex:
-                try:
-                    directory = self._entry(entry)
-                except NotFoundError:
-                    return
-                _refuse_mounts(directory)
-                if directory.is_symlink() or not directory.is_dir():
-                    directory.unlink()
-                    return
-                found = trash.read_entry(directory)
-                if found and not found.purging and (found.trashed, found.retention) != (entry.trashed, entry.retention):
-                    return
-                self._step("purge: begun")
-                with contextlib.suppress(FileNotFoundError):
-                    (directory / DATA).rename(directory / trash.PURGING)
-                    sync_directory(directory)
-                self._step("purge: marked")
-            driver, backing = self._made_by(directory, entry.volume)
-            driver.remove(directory / trash.PURGING, backing, progress)
-            self._step("purge: data removed")
-            removal.empty(directory)
-            self._step("purge: emptied")
-            with contextlib.suppress(FileNotFoundError):
-                directory.rmdir()
-            self._step("purge: removed")
-            sync_directory(self._trash)
-
-    def _made_by(self, directory: Path, volume: str) -> tuple[Driver, Mapping[str, str]]:
-        """The driver for what is in *directory*, and what it wants to know; a damaged record tells neither."""
-        try:
-            found = Volume.load(directory, volume)
-        except CorruptError:
-            return self.driver, {}
-        return self._driver_of(found), found.backing
-
-    def _entry(self, entry: TrashEntry) -> Path:
-        directory = self._trash / entry.name
-        if "/" in entry.name or not os.path.lexists(directory):
-            raise NotFoundError(f"There is no {entry.name} in the trash of pool {self.name}: see `fusevol trash list`.")
-        return directory
+            self._bin.purge(entry, progress)
 
     # care
 
     def sweep(self) -> list[str]:
         """Remove what dead provisioning left; returns what it was. What living threads build is left alone."""
         self._check_open()
-        swept = []
         with place.explained(self.path, "clearing leftovers away"):
-            for name in sorted(set(os.listdir(self._tmp)) - self._building):
-                leftover = self._tmp / name
-                try:
-                    if leftover.is_symlink() or not leftover.is_dir():
-                        leftover.unlink(missing_ok=True)  # finished meanwhile
-                    else:
-                        _refuse_mounts(leftover)
-                        self._discard(leftover)
-                        swept.append(f"{place.TMP}/{name}")
-                except (ConflictError, OSError) as e:  # no reason to leave the pool closed
-                    log.warning("pool %s: %s cannot be cleared away: %s", self.name, leftover, e)
+            swept = [f"{place.TMP}/{name}" for name in self._workshop.clear()]
             with self._mutex:
-                for name in sorted(os.listdir(self._volumes)):
-                    directory = self._volumes / name
+                for name in sorted(os.listdir(self.path / place.VOLUMES)):
+                    directory = self.path / place.VOLUMES / name
                     for stray in (directory / trash.NOTE, temporary_name(directory / RECORD)):
                         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                             stray.unlink()
@@ -574,7 +387,7 @@ class Pool:
     def check(self) -> list[Finding]:
         """Look for damage, recounting every volume that is not in use; changes nothing. May take long."""
         with place.explained(self.path, "checking it"):
-            return inspect(self.path, self._building, self._driver_of)
+            return inspect(self.path, self._workshop.building, self._driver_of)
 
     def _check_open(self) -> None:
         if self._held < 0:
@@ -590,13 +403,6 @@ def _size(capacity_bytes: int | None, inode_limit: int | None) -> str:
     return size if inode_limit is None else f"{size} and {inode_limit} inodes"
 
 
-def _capacity(directory: Path, volume: str) -> int | None:
-    try:
-        return Volume.load(directory, volume).capacity_bytes
-    except CorruptError:
-        return None
-
-
 def _check_fits(request: VolumeRequest, source: Volume) -> None:
     """Raise :class:`InvalidError` where what *source* may have is more than what is asked for."""
     for wanted, had, what in (
@@ -608,9 +414,3 @@ def _check_fits(request: VolumeRequest, source: Volume) -> None:
                 f"Volume {request.id} with {wanted} {what} cannot begin with what {source.id} has, which may be "
                 f"{had} {what}: ask for at least as much."
             )
-
-
-def _refuse_mounts(directory: Path) -> None:
-    points = place.mounted_below(directory)
-    if points:
-        raise ConflictError(f"Something is mounted at {points[0]}: unmount it before {directory.name} is deleted.")

@@ -12,7 +12,18 @@ from fusevol.pool.drivers.cephfs import CephFS
 from fusevol.pool.drivers.plain import Plain
 from fusevol.pool.drivers.prjquota import PrjQuota
 
-__all__ = ["DRIVERS", "NO_LIMITS", "Backing", "Capabilities", "Driver", "Limits", "by_name", "names", "probe"]
+__all__ = [
+    "DRIVERS",
+    "NO_LIMITS",
+    "Backing",
+    "Capabilities",
+    "Driver",
+    "Limits",
+    "by_name",
+    "names",
+    "probe",
+    "that_made",
+]
 
 DRIVERS: Final[tuple[type[Driver], ...]] = (Btrfs, PrjQuota, CephFS, Plain)
 """In the order in which they are tried; the last one fits everywhere."""
@@ -29,6 +40,11 @@ def by_name(name: str, pool: Path) -> Driver:
         if driver.name == name:
             return driver(pool)
     raise InvalidError(f'There is no pool driver "{name}": choose one of {", ".join(names())}.')
+
+
+def that_made(name: str, chosen: Driver) -> Driver:
+    """The driver *name* in the pool that makes its volumes with *chosen* now. Raises :class:`InvalidError`."""
+    return chosen if name == chosen.name else by_name(name, chosen.pool)
 
 
 def probe(pool: Path) -> Driver:
