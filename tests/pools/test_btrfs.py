@@ -59,6 +59,26 @@ def test_quota_group_goes(top: Path, open_pool: OpenPool) -> None:
     assert groups(top) == set()
 
 
+def test_limits_outlive_the_source_of_a_clone(top: Path, open_pool: OpenPool) -> None:
+    """Purging volumes that others are clones of leaves the counts right, without which btrfs keeps no limit at all."""
+    pool = open_pool(top)
+    for number in range(6):
+        volume = pool.provision(request(f"v{number}"))
+        (volume.data / "file").write_bytes(os.urandom(MIB))
+        clone = pool.provision(request(f"c{number}"), source=volume)
+        (volume.data / "file").write_bytes(b"source")
+        (clone.data / "own").write_bytes(b"clone")
+        pool.purge(pool.trash(volume.id))
+    fd = os.open(top, os.O_RDONLY)
+    try:
+        state = btrfs.quota_state(btrfs.filesystem(fd) or "")
+    finally:
+        os.close(fd)
+
+    assert state.consistent
+    assert len(pool.volumes()) == 6
+
+
 def test_switched_off(top: Path, open_pool: OpenPool, volume_server: StartServer) -> None:
     """Quotas that somebody switches off are found: by check, by a new mount, by new volumes; a mount goes on."""
     pool = open_pool(top)

@@ -179,6 +179,10 @@ def _await_freed(parent: int, number: int) -> None:
         time.sleep(pause)
         pause = min(2 * pause, 1.0)
         btrfs.sync(parent)
+    btrfs.sync(parent)  # what the freed subvolume counted is taken off at the end of the transaction that freed it
+    if _counted(parent, number):
+        log.warning("the quota group 0/%d stays: it still counts something of a removed subvolume", number)
+        return
     try:
         btrfs.destroy_qgroup(parent, number)
     except OSError as e:
@@ -187,3 +191,18 @@ def _await_freed(parent: int, number: int) -> None:
         elif e.errno not in {errno.ENOENT, errno.ENOTCONN}:  # newer kernels remove it; quotas are off
             raise
     btrfs.sync(parent)  # freed blocks can be used in the next transaction
+
+
+def _counted(parent: int, number: int) -> bool:
+    """Whether a full quota group may not go yet.
+
+    When one that counts something is removed, Linux (6.11 and later) takes all counts of the filesystem for wrong, and
+    keeps no limit there any more until somebody has them counted again.
+    """
+    fsid = btrfs.filesystem(parent) or ""
+    if btrfs.quota_state(fsid).mode != "qgroup":
+        return False
+    try:
+        return btrfs.quota_group(fsid, number).referenced > 0
+    except FileNotFoundError:
+        return False
