@@ -14,7 +14,7 @@ from tests.support.csi import MIB
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "csi-sanity.sh"
+SCRIPT = Path(__file__).parents[2] / "scripts" / "tool.sh"
 NOT_HERE = (
     r"Controller(Unp|P)ublishVolume|Controller Service \[Controller Server\] volume lifecycle",  # nothing to attach
     r"ListVolumes pagination should detect volumes added between pages",  # pending in csi-sanity itself
@@ -25,7 +25,7 @@ NOT_HERE = (
 @pytest.fixture(scope="session")
 def sanity() -> None:
     """The program, built."""
-    subprocess.run([SCRIPT], check=True, timeout=600)
+    subprocess.run([SCRIPT, "csi-sanity"], check=True, timeout=600)
 
 
 @pytest.mark.usefixtures("sanity")
@@ -35,6 +35,7 @@ def test_csi_sanity(agent: CsiAgent) -> None:
     done = subprocess.run(
         [
             SCRIPT,
+            "csi-sanity",
             f"--csi.endpoint=unix://{agent.directory}/csi.sock",
             f"--csi.mountdir={agent.directory}/mnt",
             f"--csi.stagingdir={agent.directory}/stg",

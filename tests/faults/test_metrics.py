@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import StartServer
-from tests.support import api
+from tests.support import api, monitoring
 from tests.support.agent import Agent
 from tests.support.logs import LogCheck
 from tests.support.metrics import Samples
@@ -89,6 +89,23 @@ def test_a_volume_in_use(agent: Watched) -> None:
     assert after("pool_provisioned_bytes", "default") == 8 << 20
     assert after("api_requests_total", "POST", "apply", "200") == 1
     assert after("attachments") == 1
+
+
+def test_alerts_and_dashboard_ask_for_what_there_is(agent: Watched) -> None:
+    """Every metric that an alert or a panel asks for is one that an agent with a mounted claim exports."""
+    agent.apply(
+        "{apiVersion: v1, kind: PersistentVolumeClaim, metadata: {name: data}, "
+        "spec: {accessModes: [ReadWriteOnce], resources: {requests: {storage: 8Mi}}}}"
+    )
+    eventually(lambda: api.is_bound(agent, "data"), what="the claim is bound")
+    api.mount(agent, "data", agent.directory / "t")
+    status, text = agent.ask("/metrics")
+    exported = {line.split("{")[0].split(" ")[0] for line in text.splitlines() if line and not line.startswith("#")}
+    exported |= {line.split()[2] for line in text.splitlines() if line.startswith("# TYPE")}  # limits that are not set
+
+    assert status == 200
+    assert len(monitoring.metrics()) > 15
+    assert monitoring.metrics() - exported == set()
 
 
 def test_the_same_on_the_socket_of_the_api(agent: Watched) -> None:
