@@ -24,14 +24,7 @@ pytestmark = pytest.mark.root
 
 def _reboot(agent: CsiAgent, kubelet: Kubelet, down: Callable[[], None] = lambda: None) -> None:
     """What a reboot leaves: no process, no mount, another boot; what is on disk stays. *down* happens meanwhile."""
-    agent.kill()
-    keeper = agent.keeper()
-    assert keeper is not None
-    for pid in [keeper, *agent.processes()]:
-        os.kill(pid, signal.SIGKILL)
-    for found in mount.below(agent.directory):
-        mount.unmount(found.mountpoint, lazy=True)
-    eventually(lambda: not agent.processes(), what="the servers have ended")
+    agent.power_off()
     shutil.rmtree(agent.run_dir)
     with sqlite3.connect(agent.state / "agent.db") as database:
         for target, body in database.execute("SELECT target, body FROM attachments").fetchall():

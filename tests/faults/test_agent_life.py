@@ -68,16 +68,6 @@ class Attached:
         assert not os.access(self.readable, os.W_OK)
         return self.agent.processes() == sorted(api.servers(self.agent).values())
 
-    def end_of_the_machine(self) -> None:
-        """End the agent, all servers and all mounts."""
-        self.agent.kill()
-        for pid in self.agent.processes():
-            os.kill(pid, signal.SIGKILL)
-        for found in mount.below(self.agent.directory):
-            mount.unmount(found.mountpoint, lazy=True)
-        eventually(lambda: not self.agent.processes(), what="the servers have ended")
-        assert self.points() == []
-
 
 @pytest.fixture
 def attached(agent: MortalAgent) -> Attached:
@@ -173,7 +163,8 @@ def test_a_machine_that_starts_again(attached: Attached) -> None:
     agent = attached.agent
     before = attached.points()
     for step in ("server started", "server ready", "target bound"):
-        attached.end_of_the_machine()
+        attached.agent.power_off()
+        assert attached.points() == []
         agent.doom(step, 2)
         agent.launch()
         agent.died()

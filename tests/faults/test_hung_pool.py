@@ -222,13 +222,7 @@ def test_a_start_does_not_wait_for_a_pool(node: Node) -> None:
     bad, good = node.mounted("bad", "slow"), node.mounted("good", "fusevol")
     (bad / "f").write_text("bad")
     (good / "f").write_text("good")
-    agent.kill()
-    for pid in agent.processes():
-        os.kill(pid, signal.SIGKILL)
-    for found in mount.below(agent.directory):
-        if found.fstype == mount.FSTYPE and found.source != "fusevol":
-            mount.unmount(found.mountpoint, lazy=True)
-    eventually(lambda: not agent.processes(), what="the servers have ended")
+    agent.power_off(node.slow.path.parent)
     with node.slow.hang():
         began = time.monotonic()
         node.start()

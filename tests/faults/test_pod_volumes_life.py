@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import sqlite3
 import stat
 import uuid
@@ -180,17 +179,6 @@ def test_an_agent_that_is_restarted(prepared: MortalAgent) -> None:
     eventually(lambda: places["/key"].read_text() == "new", what="the part is the new one")
 
 
-def end_of_the_machine(agent: MortalAgent) -> None:
-    """End the agent, all servers and all mounts."""
-    agent.kill()
-    for pid in agent.processes():
-        os.kill(pid, signal.SIGKILL)
-    for found in mount.below(agent.directory):
-        mount.unmount(found.mountpoint, lazy=True)
-    eventually(lambda: not agent.processes(), what="the servers have ended")
-    assert mount.below(agent.directory) == []
-
-
 def test_a_machine_that_starts_again(prepared: MortalAgent) -> None:
     """What was on disk is there, what was in memory is empty, files of objects are as they are now; at the same paths,
     before the agent says that it is ready."""
@@ -199,7 +187,7 @@ def test_a_machine_that_starts_again(prepared: MortalAgent) -> None:
     kept = ("/disk", "/own", "/inline", "/host")
     for name in (*kept, "/memory"):
         (places[name] / "file").write_text(name)
-    end_of_the_machine(prepared)
+    prepared.power_off()
     prepared.start()
     is_right(places)
 
@@ -216,7 +204,7 @@ def test_an_object_that_is_gone_when_the_machine_starts(prepared: MortalAgent) -
         lambda: any('secret "s" not found' in e for e in pods.events(prepared, "p")), what="an event tells of it"
     )
     before = (pods.condition(prepared, "p")["status"], (place / "word").read_text())
-    end_of_the_machine(prepared)
+    prepared.power_off()
     prepared.start()
     after = pods.condition(prepared, "p")
     pods.put(prepared, "Secret", "s", stringData={"word": "again"})

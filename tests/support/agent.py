@@ -155,6 +155,18 @@ class Agent:
         """Process ids of all volume servers of this agent's run directory, whether they answer or not."""
         return logging_into(self.run_dir / "servers")
 
+    def power_off(self, *kept: Path) -> None:
+        """What the end of the machine leaves: no process, no mount but those at *kept*; files stay."""
+        self.kill()
+        keeping = self.keeper()
+        # the keeper first: it would start another server for each one that dies
+        for pid in [*([] if keeping is None else [keeping]), *self.processes()]:
+            os.kill(pid, signal.SIGKILL)
+        for found in mount.below(self.directory):
+            if Path(found.mountpoint) not in kept:
+                mount.unmount(found.mountpoint, lazy=True)
+        eventually(lambda: not self.processes(), what="the servers have ended")
+
     def close(self) -> None:
         """End agent, keeper, mounts and volume servers, whatever state they are in."""
         if self._process is not None and self._process.poll() is None:

@@ -46,6 +46,7 @@ def frozen(point: Path) -> Iterator[Callable[[], None]]:
 
     Yields what thaws it before the end.
     """
+    assert mount.is_mounted(point), f"to freeze {point} would freeze what it lies on"
     over = False
 
     def thaw() -> None:

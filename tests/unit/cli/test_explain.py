@@ -60,6 +60,8 @@ def test_fields_of_our_own_objects(directory: str) -> None:
     found = []
     names = {k.name for k in objects.KINDS}
     for file in sorted((_ROOT / directory).rglob("*")):
+        if "templates" in file.parts:  # of a Helm chart: no YAML until it is rendered, and test_chart.py does that
+            continue
         if file.suffix in {".yaml", ".yml"}:
             texts = [file.read_text()]
         elif file.suffix == ".md":
