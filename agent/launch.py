@@ -74,7 +74,7 @@ async def _listening(directory: Path, ready: trio.lowlevel.FdStream) -> int:
 def _spawn(directory: Path, writer: int, take_over: bool) -> int:
     """Start the process. Not by subprocess, which wants its children to end before their parent."""
     log_file = os.fspath(directory / "keeper.log")
-    words = ["-m", "fusevol.keeper", "--dir", os.fspath(directory), "--ready-fd", str(_READY)]
+    words = ["-m", "fusevol.keeper", "--dir", os.fspath(directory), "--ready-fd", str(_READY), "--understudy"]
     return os.posix_spawn(
         sys.executable,
         [sys.executable, *words, *(["--take-over"] if take_over else [])],

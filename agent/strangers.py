@@ -14,7 +14,7 @@ import select
 import signal
 from pathlib import Path
 
-from fusevol.keeper.child import NAME
+from fusevol.keeper.title import SERVER
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ def running(directory: Path) -> dict[str, int]:
         if not process.name.isdigit():
             continue
         try:
-            if (process / "comm").read_text().rstrip("\n") != NAME or os.readlink(process / "ns" / "mnt") != ours:
+            if (process / "comm").read_text().rstrip("\n") != SERVER or os.readlink(process / "ns" / "mnt") != ours:
                 continue
             log_file = Path(os.readlink(process / "fd" / "2"))
         except OSError:  # it has ended

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import fcntl
 import logging
 import os
@@ -11,6 +10,7 @@ import traceback
 from pathlib import Path
 from typing import Final, NamedTuple, NoReturn
 
+from fusevol.keeper import ending, title
 from fusevol.keeper.tie import Tie
 from fusevol.server import process
 from fusevol.server.held import Held
@@ -18,10 +18,6 @@ from fusevol.server.held import Held
 _FIRST: Final = 3
 _ASIDE: Final = 64
 """Above all that is kept: descriptors are moved there before they get their places."""
-_PR_SET_NAME: Final = 15
-NAME: Final = "fusevol-server"
-"""What the process table calls a server; at most 15 bytes."""
-_libc = ctypes.CDLL(None)
 
 
 class Birth(NamedTuple):
@@ -49,8 +45,9 @@ def become(birth: Birth) -> NoReturn:
     try:
         with contextlib.suppress(OSError):  # an agent that has gone does not keep a volume from being served
             os.write(birth.ready, b"PID %d\n" % os.getpid())
+        ending.usual()
         os.setsid()
-        _libc.prctl(_PR_SET_NAME, NAME.encode(), 0, 0, 0)
+        title.name(title.SERVER)
         birth = _let_go(birth)
         try:
             _redirect(birth.log)

@@ -85,7 +85,7 @@ def settle(scratch: Path) -> None:
     """
     ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
     before = _descriptors()
-    shutil.rmtree(scratch, ignore_errors=True)  # of a keeper that was killed here
+    shutil.rmtree(scratch, ignore_errors=True)  # of a keeper of the same process id that was killed here
     try:
         data, control, log_file = scratch / "data", scratch / "control", scratch / "log"
         data.mkdir(mode=0o700, parents=True)

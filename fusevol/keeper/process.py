@@ -13,6 +13,7 @@ import contextlib
 import logging
 import os
 import resource
+import shutil
 import socket
 import sys
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ from typing import Any, Final, NamedTuple, Self
 from fusevol import __version__
 from fusevol.errors import FusevolError, UnavailableError, UsageError
 from fusevol.files import locked
-from fusevol.keeper import image, wire
+from fusevol.keeper import ending, image, wire
 from fusevol.keeper.door import Answer, Door, Operation, RefusedError, Request
 from fusevol.keeper.giving import Giving
 from fusevol.keeper.loop import Loop
@@ -30,11 +31,13 @@ from fusevol.keeper.mounts import Mount, Server
 from fusevol.keeper.notes import Notes
 from fusevol.keeper.servers import Servers
 from fusevol.keeper.taking import Said, Taking
+from fusevol.keeper.understudy import Role, Understudy, rehearse
 from fusevol.server import logfile
 from fusevol.server.held import Held
 
 log = logging.getLogger(__name__)
 
+_SCRATCH: Final = ".rehearsal."
 _NAME_LENGTH: Final = 255
 """Longest mount id in bytes: it is a file's name."""
 
@@ -52,6 +55,8 @@ class Keeper:
         self._servers = Servers(self._loop, directory, self._self, self._tell)
         self._giving = Giving(self._loop, self._servers, self._tell, lambda: self._notes.after(0), self._end)
         self._door: Door | None = None
+        self._understudy: Understudy | None = None
+        """Who takes this process's place when it dies."""
         self._ending = False
         self._operations: dict[str, Operation] = {
             "hello": self._hello,
@@ -73,14 +78,28 @@ class Keeper:
         self._notes.again(unheard)
         return listener
 
-    def listen(self, listener: socket.socket | None = None) -> None:
-        """Let clients in, by *listener* if another keeper has left that."""
+    def listen(self, listener: socket.socket | None = None, understudy: Understudy | None = None) -> None:
+        """Let clients in, by *listener* if another keeper has left that; and *understudy*, after this one's death."""
+        self._loop.watch(ending.heard(), self._leave)
         self._door = self._giving.door = Door(self._path, self._loop, self._operations, self._giving.gone, listener)
+        if understudy is not None:
+            self._understudy = understudy
+            self._loop.watch(understudy.pidfd, lambda: self._alone(understudy))
+            with contextlib.suppress(OSError):  # it has died
+                understudy.learn(self._door.listener)
+
+    def _alone(self, understudy: Understudy) -> None:
+        log.info("the understudy, pid %d, has ended: the next keeper will be the agent's to start", understudy.pid)
+        self._loop.unwatch(understudy.pidfd)
+        self._understudy = None
+        understudy.reap()
 
     def run(self) -> None:
-        """Serve until told to end. The servers live on."""
+        """Serve until told to end, by a request or by SIGTERM or SIGINT. The servers live on."""
         while not self._ending:
             self._loop.turn()
+        if self._understudy is not None:
+            self._understudy.dismiss()
 
     def _end(self) -> None:
         self._ending = True
@@ -92,10 +111,13 @@ class Keeper:
         return self._servers.mounts.page(request.text("after", empty=True)), []
 
     def _shutdown(self, _request: Request) -> Answer:
+        self._leave()
+        return {}, []
+
+    def _leave(self) -> None:
         log.info("ending as asked; %d servers live on", len(self._servers.mounts))
         self._path.unlink(missing_ok=True)
         self._end()
-        return {}, []
 
     def _start(self, request: Request) -> Answer:
         mount_id, spec, log_file = _names(request)
@@ -159,16 +181,21 @@ class Arguments(NamedTuple):
     """Descriptor that is told READY or ERROR, and MOVED before."""
     takes_over: bool
     """Whether it takes the place of a keeper that lives."""
+    understudy: bool
+    """Whether another process is to take its place when it dies."""
 
     @classmethod
     def parse(cls, argv: Sequence[str]) -> Self:
         """Raises :class:`UsageError`."""
-        words = [word for word in argv if word != "--take-over"]
+        words = [word for word in argv if word not in {"--take-over", "--understudy"}]
         values = dict(zip(words[::2], words[1::2], strict=False))
         ready, directory = values.pop("--ready-fd", None), values.pop("--dir", None)
         if directory is None or values or len(words) % 2 or not (ready or "0").isdigit():
-            raise UsageError("usage: python -m fusevol.keeper --dir DIRECTORY [--ready-fd N] [--take-over]")
-        return cls(Path(directory).absolute(), int(ready) if ready else None, len(words) < len(argv))
+            raise UsageError(
+                "usage: python -m fusevol.keeper --dir DIRECTORY [--ready-fd N] [--take-over] [--understudy]"
+            )
+        ready_fd = int(ready) if ready else None
+        return cls(Path(directory).absolute(), ready_fd, "--take-over" in argv, "--understudy" in argv)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -209,24 +236,20 @@ class Starter:
 
 def _run(arguments: Arguments, starter: Starter) -> None:
     directory = arguments.directory
-    listener: socket.socket | None = None
-    keeper: Keeper | None = None
-    if arguments.takes_over:
-        keeper = _prepared(directory, ".rehearsal.next")
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    image.settle(directory / f"{_SCRATCH}{os.getpid()}")
+    role = rehearse(starter.close) if arguments.understudy else Role(None, None)
+    listener = role.listener
+    logfile.set_up(directory / "keeper.log", "keeper")
+    keeper = Keeper(directory)
+    if arguments.takes_over and listener is None:
         listener = keeper.take_over(directory, starter.say)
     with locked(directory / "keeper.lock", lambda pid: _already(pid, directory)):
-        keeper = keeper or _prepared(directory, ".rehearsal")
-        keeper.listen(listener)
+        for left in directory.glob(f"{_SCRATCH}*"):  # by keepers that were killed
+            shutil.rmtree(left, ignore_errors=True)
+        keeper.listen(listener, role.understudy)
         starter.say("READY")
         starter.close()
         log.info("keeping %s, version %s", directory, __version__)
-        with contextlib.suppress(KeyboardInterrupt):
-            keeper.run()
-
-
-def _prepared(directory: Path, scratch: str) -> Keeper:
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    image.settle(directory / scratch)
-    logfile.set_up(directory / "keeper.log", "keeper")
-    return Keeper(directory)
+        keeper.run()

@@ -16,11 +16,10 @@ from agent.supervisor import KeeperSupervisor
 from fusevol.keeper import client
 from fusevol.server.spec import MountSpec
 from fusevol.transport import mount
-from tests.support import eventually
 from tests.support.devices import tear_down
 from tests.support.keepers import KeeperProcess
 from tests.support.logs import LogCheck
-from tests.support.processes import alive, descriptors
+from tests.support.processes import alive, descriptors, end_keepers
 
 pytestmark = pytest.mark.root
 
@@ -30,11 +29,7 @@ def directory(workdir: Path) -> Iterator[Path]:
     """Where a keeper is started by the link; it is ended with the test."""
     yield workdir
     tear_down(workdir)
-    # by its number, not by asking it: it may be stopped
-    pid = int((workdir / "keeper.lock").read_text())
-    if alive(pid) and str(workdir) in Path(f"/proc/{pid}/cmdline").read_text():
-        os.kill(pid, signal.SIGKILL)
-        eventually(lambda: not alive(pid), what="the keeper is dead")
+    end_keepers(workdir)
 
 
 async def _living(link: KeeperLink, but: int = 0) -> KeeperInfo:
@@ -89,7 +84,6 @@ async def test_a_keeper_of_another_version_is_replaced(
         served = await link.find("a")
         assert served is not None
         served.close()
-        os.kill(new.pid, signal.SIGKILL)
         nursery.cancel_scope.cancel()
     finally:
         old.close()

@@ -17,14 +17,18 @@ from fusevol.transport import mount
 from tests.support import api, eventually
 from tests.support.agent import Agent
 from tests.support.logs import LogCheck
-from tests.support.processes import alive, descriptors
+from tests.support.processes import alive, descriptors, keepers
 from tests.support.torments import Torments, figures
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 
 KILLS = int(os.environ.get("FUSEVOL_KILLS", "15"))
 SEED = int(os.environ.get("FUSEVOL_SEED", "0")) or random.randrange(1, 1 << 32)
-VICTIMS = ("server", "server", "server", "keeper", "keeper", "agent", "server keeper", "server agent", "keeper agent")
+VICTIMS = (
+    *["server"] * 3,
+    *["keeper", "keeper", "keeper understudy"],
+    *["agent", "server keeper", "server agent", "keeper agent"],
+)
 """What is killed together; the agent less often, since its start takes longest."""
 KINDS = ("files", "names", "mapped", "steady")
 
@@ -57,6 +61,8 @@ class Node:
     def kill(self, victims: str, volume: Path) -> None:
         """kill -9 of *victims*; a server is that of *volume*."""
         found = {"keeper": self.keeper(), "server": self.server_of(volume)}
+        if "understudy" in victims:
+            found["understudy"] = eventually(lambda: keepers(self.agent.run_dir, understudies=True), 20)[0]
         pids = [found[victim] for victim in victims.split() if victim in found]
         random.shuffle(pids)  # a keeper that dies second may have started the next server
         assert all(alive(pid) for pid in pids)

@@ -17,7 +17,7 @@ from fusevol.transport import mount
 from tests.support import api, eventually
 from tests.support.agent import Agent
 from tests.support.logs import LogCheck
-from tests.support.processes import alive
+from tests.support.processes import alive, keepers
 from tests.support.torments import Torments, figures
 from tests.support.versions import Versions
 
@@ -206,7 +206,7 @@ def test_killed_while_upgrading(node: Node) -> None:
         upgrading = subprocess.Popen(
             agent.command("upgrade"), env=agent.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
-        other = eventually(lambda keeper=keeper: _keepers(agent) - {keeper}, what="the new keeper").pop()
+        other = eventually(lambda keeper=keeper: set(keepers(agent.run_dir)) - {keeper}, what="the new keeper").pop()
         moment = random.randrange(3)  # at once, when the first mount is moved, or whenever
         if moment == 1:
             eventually(lambda keeper=keeper: _parents(agent) != {keeper}, 5, what="a mount is moved")
@@ -220,7 +220,7 @@ def test_killed_while_upgrading(node: Node) -> None:
         if victim == "agent":
             agent.start()
         node.torments.go_on(5)
-        eventually(lambda: len(_keepers(agent)) == 1, 20, what="there is one keeper")
+        eventually(lambda: len(keepers(agent.run_dir)) == 1, 20, what="there is one keeper")
         eventually(lambda: sorted(api.servers(agent).values()) == agent.processes(), 20, what="all is known")
     said = agent.ok("upgrade")
     complaints = node.end()
@@ -228,21 +228,6 @@ def test_killed_while_upgrading(node: Node) -> None:
     assert len(killed) == ROUNDS
     assert said == "Moved 2 mounted volumes from version 1.0 to 1.0.\n"
     assert complaints == []
-
-
-def _keepers(agent: Agent) -> set[int]:
-    """The pids of all keepers of the agent's directory."""
-    found = set()
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                words = (entry / "cmdline").read_bytes().split(b"\0")
-                name = (entry / "comm").read_text().strip()
-            except OSError:
-                continue
-            if b"fusevol.keeper" in words and str(agent.run_dir).encode() in words and name != "fusevol-server":
-                found.add(int(entry.name))
-    return found
 
 
 def _parents(agent: Agent) -> set[int]:

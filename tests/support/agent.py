@@ -20,7 +20,7 @@ from fusevol.transport import mount
 from tests.support.devices import tear_down
 from tests.support.logs import LogCheck
 from tests.support.polling import eventually
-from tests.support.processes import alive, logging_into
+from tests.support.processes import alive, end_keepers, logging_into
 
 _ROOT = Path(__file__).parents[2]
 
@@ -158,9 +158,8 @@ class Agent:
     def power_off(self, *kept: Path) -> None:
         """What the end of the machine leaves: no process, no mount but those at *kept*; files stay."""
         self.kill()
-        keeping = self.keeper()
-        # the keeper first: it would start another server for each one that dies
-        for pid in [*([] if keeping is None else [keeping]), *self.processes()]:
+        end_keepers(self.run_dir)  # first: it would start another server for each one that dies
+        for pid in self.processes():
             os.kill(pid, signal.SIGKILL)
         for found in mount.below(self.directory):
             if Path(found.mountpoint) not in kept:
@@ -176,10 +175,7 @@ class Agent:
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait(20)
-        keeping = self.keeper()
-        if keeping is not None:
-            os.kill(keeping, signal.SIGKILL)
-            eventually(lambda: not alive(keeping), 10.0, what=f"keeper {keeping} has ended")
+        end_keepers(self.run_dir)
         pids = self.processes()
         # the mounts' ends are the servers' ends; a lazy unmount of everything, bind mounts first
         for found in mount.below(self.directory):

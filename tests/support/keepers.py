@@ -21,7 +21,7 @@ from fusevol.transport import mount
 from tests.support.devices import tear_down
 from tests.support.logs import LogCheck
 from tests.support.polling import eventually
-from tests.support.processes import alive, logging_into
+from tests.support.processes import alive, end_keepers, logging_into
 
 _ROOT = Path(__file__).parents[2]
 
@@ -201,6 +201,7 @@ class KeeperProcess:
     def close(self) -> None:
         """End keepers, mounts and servers, whatever state they are in."""
         self.end()
+        end_keepers(self.directory)
         for found in mount.below(self.directory):
             with contextlib.suppress(OSError):
                 mount.unmount(found.mountpoint)

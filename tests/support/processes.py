@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 from pathlib import Path
 
-from fusevol.keeper.child import NAME
+from fusevol.keeper.title import SERVER, UNDERSTUDY
+from tests.support.polling import eventually
 
 
 def alive(pid: int) -> bool:
@@ -40,8 +43,36 @@ def logging_into(directory: Path) -> list[int]:
     for entry in Path("/proc").iterdir():
         try:
             errors = os.readlink(entry / "fd" / "2") if entry.name.isdigit() else ""
-            if Path(errors).parent == directory and (entry / "comm").read_text().strip() == NAME:
+            if Path(errors).parent == directory and (entry / "comm").read_text().strip() == SERVER:
                 found.append(int(entry.name))
         except OSError:  # ended, or not to be looked at
             continue
     return sorted(found)
+
+
+def keepers(directory: Path, *, understudies: bool = False) -> list[int]:
+    """Process ids of the keepers of *directory*, whether they answer or not; or of their understudies."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            words = (entry / "cmdline").read_bytes().split(b"\0") if entry.name.isdigit() else []
+            name = (entry / "comm").read_text().strip() if words else ""
+        except OSError:  # ended
+            continue
+        ours = b"fusevol.keeper" in words and os.fsencode(directory) in words and name != SERVER
+        if ours and (name == UNDERSTUDY) == understudies:
+            found.append(int(entry.name))
+    return sorted(found)
+
+
+def end_keepers(directory: Path) -> None:
+    """SIGKILL for the keepers of *directory*, and certainty that they have ended and nobody took their place."""
+
+    def ended() -> bool:
+        living = [pid for who in (True, False) for pid in keepers(directory, understudies=who) if alive(pid)]
+        for pid in living:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        return not living
+
+    eventually(ended, what="the keepers have ended")
