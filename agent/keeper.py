@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import signal
 from collections.abc import Awaitable, Callable, Sequence
@@ -32,7 +33,8 @@ END_TIMEOUT: Final = 5.0
 _CALM: Final = 2.0
 """A keeper that lived for so many seconds is replaced at once when it ends; one that did not, after a pause."""
 _PAUSES: Final = (0.0, 0.0, 0.0, 0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
-"""Seconds before the next start, after so many short lives in a row. A volume whose server died, too, waits for it."""
+"""Seconds before the next start, after so many short lives in a row, if no understudy goes on. A volume whose
+server died, too, waits for it."""
 
 _DEAF: Final = 1.0
 """Seconds before a living keeper that hung up is listened to again."""
@@ -113,7 +115,11 @@ class KeeperLink:
         while True:
             began = trio.current_time()
             try:
-                found = await self._found() or await self._launched()
+                found = await self._found()
+                if found is None:
+                    await trio.sleep(_PAUSES[min(short_lives, len(_PAUSES)) - 1] if short_lives else 0)
+                    began = trio.current_time()
+                    found = await self._launched()
             except (FusevolError, OSError) as e:
                 self._trouble = f"The keeper cannot be started: {e}"
                 if short_lives < 2:  # the first time, it may be one that an agent had started before it was killed
@@ -124,10 +130,10 @@ class KeeperLink:
                 await self._follow(found, nursery)
                 if self._upgrading.locked():
                     log.info("The keeper (pid %d) has handed over.", found.pid)
+                    began = -math.inf  # that is no short life
                 else:
                     log.warning("The keeper (pid %d) ended; it is replaced, its volume servers live on.", found.pid)
             short_lives = 0 if trio.current_time() - began > _CALM else short_lives + 1
-            await trio.sleep(_PAUSES[min(short_lives, len(_PAUSES)) - 1] if short_lives else 0)
 
     async def call(
         self, request: wire.Message, descriptors: Sequence[int] = (), seconds: float = 10.0
