@@ -8,11 +8,11 @@ import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self, cast, get_args
+from typing import Any, Final, Literal, Self, cast, get_args
 
 from agent.address import Address
 from agent.csi.settings import Settings as CsiSettings
-from agent.patience import DEFAULT, Patience
+from agent.patience import DEFAULT, Patience, seconds
 from agent.plugin import settings as plugin_settings
 from fusevol.errors import InvalidError, UsageError
 from fusevol.objects import share
@@ -34,8 +34,10 @@ _POOL_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _LEVELS = ("debug", "info", "warning", "error")
 _KEYS = {
     "stateDir", "runDir", "socket", "pools", "provisioners", "logLevel", "nodeName", "hangs", "transport", "ioUring",
-    "csi", "plugin", "metrics",
+    "csi", "plugin", "metrics", "leaseDuration",
 }  # fmt: skip
+_LEAST_LEASE: Final = 2.0
+"""Seconds: a lease must live through a storage that hesitates."""
 IoUring = Literal["auto", "on", "off"]
 _IO_URING: tuple[str, ...] = get_args(IoUring)
 _TRANSPORTS: tuple[str, ...] = get_args(TransportChoice)
@@ -67,6 +69,8 @@ class Config:
     """Provisioner names that are served; the first one is written into new volumes."""
     log_level: str = "info"
     node_name: str = "localhost"
+    lease_s: float = 30.0
+    """Seconds for which a lease on a volume of a shared pool holds without being renewed."""
     patience: Patience = DEFAULT
     """How long is waited for what may hang."""
     transport: TransportChoice = "auto"
@@ -117,6 +121,7 @@ class Config:
                 or text.get("nodeName")
                 or socket.gethostname().lower()
             ),
+            lease_s=_lease(text.get("leaseDuration")),
             patience=Patience.parse(text.get("hangs")),
             csi=CsiSettings.parse(text.get("csi"), given.get("csi-socket")),
             plugin=plugin_settings.parse(text.get("plugin"), given.get("plugin-socket"), run_dir),
@@ -159,6 +164,15 @@ def _word(value: object, what: str, known: Sequence[str]) -> str:
 def _switch(value: object) -> object:
     """*value* of the file, where YAML 1.1 makes ``on`` and ``off`` truth values."""
     return "on" if value is True else "off" if value is False else value or "auto"
+
+
+def _lease(value: object) -> float:
+    found = seconds("leaseDuration", "30s" if value is None else value)
+    if found is None or found < _LEAST_LEASE:
+        raise UsageError(
+            f"In the configuration, leaseDuration is {value!r}: give at least {_LEAST_LEASE:g}s, such as 30s."
+        )
+    return found
 
 
 def _path(value: object) -> Path | None:

@@ -32,6 +32,7 @@ from agent.controllers.view import DEFAULT_CLASS, being_deleted
 from agent.events import Recorder
 from agent.hangs import HangWatch
 from agent.hazard import Hazards, Recoveries
+from agent.identity import identify
 from agent.keeper import KeeperLink
 from agent.metrics import Metrics
 from agent.notify import live, notify, watchdog_period
@@ -81,12 +82,14 @@ async def serve(config: Config, *, step: Step = no_step) -> None:
             if config.io_uring == "on":
                 _switch_on_io_uring()
             recoveries = Recoveries()
+            holder = identify(config.state_dir, config.node_name, config.lease_s)
             pools = await Pools.open(
                 config.pools,
                 book=PoolBook(config.state_dir),
                 patience=config.patience.give_up,
                 recoveries=recoveries,
                 step=step,
+                holder=holder,
             )
             store = Store.open(config.state_dir / "agent.db")
             try:
@@ -163,6 +166,7 @@ async def _run(
     )
     shares = Shares(store=store, pools=pools, directory=config.run_dir / "ceph")
     shares.attach_all()
+    pools.learn = shares.attach_all
     effects = Effects(
         store=store,
         events=events,

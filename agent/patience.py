@@ -34,7 +34,7 @@ class Patience(NamedTuple):
             raise UsageError(
                 f"In the configuration, hangs has unknown keys: {unknown[0]}; known are {', '.join(names)}."
             )
-        found = {names[name]: _seconds(f"hangs.{name}", value) for name, value in given.items()}
+        found = {names[name]: seconds(f"hangs.{name}", value) for name, value in given.items()}
         for name in ("giveUpAfter", "reportAfter"):
             if found.get(names[name], 0.0) is None:
                 raise UsageError(f"In the configuration, hangs.{name} cannot be never: give a time such as 30s.")
@@ -47,7 +47,7 @@ class Patience(NamedTuple):
 DEFAULT: Final = Patience()
 
 
-def _seconds(where: str, value: object) -> float | None:
+def seconds(where: str, value: object) -> float | None:
     """A time such as ``30``, ``30s``, ``5m``; ``never`` is ``None``. Raises UsageError."""
     text = str(value).strip().lower()
     if text == "never":

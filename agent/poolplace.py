@@ -17,6 +17,7 @@ from agent.config import PoolSettings
 from agent.hazard import Hazard, Recoveries
 from agent.steps import Step
 from fusevol.errors import FusevolError, UnavailableError
+from fusevol.lease import Holder
 from fusevol.pool import Pool, TrashEntry
 
 log = logging.getLogger(__name__)
@@ -79,8 +80,10 @@ class Place:
         mounted: Mounted | None = None,
         *,
         made: bool = False,
+        holder: Holder | None = None,
     ) -> None:
-        """*made*: `fusevol pool create` has made it."""
+        """*made*: `fusevol pool create` has made it. *holder*: who this is, for other nodes that have the pool."""
+        self._holder = holder
         self.name = name
         self.settings = settings
         self.path = settings.path
@@ -117,6 +120,7 @@ class Place:
                     step=self._step,
                     driver=self.settings.driver,
                     overcommit=self.settings.overcommit,
+                    holder=self._holder,
                 )
                 self._pool.sweep()
             return self._pool

@@ -30,7 +30,8 @@ from fusevol.errors import (
     NotFoundError,
     UnavailableError,
 )
-from fusevol.pool import Pool, PoolCapacity, TrashEntry, Volume, VolumeRequest
+from fusevol.lease import Holder
+from fusevol.pool import Pool, PoolCapacity, Tenancy, TrashEntry, Volume, VolumeRequest
 from fusevol.pool.drivers import Capabilities
 
 log = logging.getLogger(__name__)
@@ -47,8 +48,12 @@ class Pools:
         patience: float,
         recoveries: Recoveries | None,
         step: Step,
+        holder: Holder | None = None,
     ) -> None:
         """Use :meth:`open`."""
+        self._holder = holder
+        self.learn: Callable[[], None] = lambda: None
+        """Called before a pool is said to be unknown: an object that names it may have come meanwhile."""
         self._places = dict(places)
         self._book = book
         self._patience = patience
@@ -71,22 +76,26 @@ class Pools:
         patience: float = PATIENCE,
         recoveries: Recoveries | None = None,
         step: Step = no_step,
+        holder: Holder | None = None,
     ) -> Pools:
-        """Open or create the pools of the configuration, and open those of *book*.
+        """Open or create the pools of the configuration, and open those of *book*; *holder* is who this is, for other
+        nodes that have them.
 
         One that does not answer within *patience* seconds is opened when it does. One of *book* that cannot be opened
         is tried again whenever something is wanted of it, and refuses that with the reason. Raises what another one
         raises.
         """
 
-        places = {name: Place(name, found, patience, recoveries, step) for name, found in settings.items()}
+        places = {
+            name: Place(name, found, patience, recoveries, step, holder=holder) for name, found in settings.items()
+        }
         for record in book.read() if book is not None else []:
             if record.name in places:
                 log.warning("The pool %s of the configuration hides the one that was created.", record.name)
             elif book is not None:
                 mounted = book.pool(record)
                 places[record.name] = Place(
-                    record.name, mounted.settings, patience, recoveries, step, mounted, made=True
+                    record.name, mounted.settings, patience, recoveries, step, mounted, made=True, holder=holder
                 )
         failures: list[FusevolError] = []
 
@@ -104,13 +113,21 @@ class Pools:
                 nursery.start_soon(open_one, place)
         if failures:
             raise failures[0]
-        return cls(places, book, patience, recoveries, step)
+        return cls(places, book, patience, recoveries, step, holder)
 
     def attach(self, name: str, mounted: Mounted) -> None:
         """Have another pool from now on, which is mounted and made when something is done with it first."""
         if name in self._places:
             return
-        place = Place(name, PoolSettings(path=mounted.pool), self._patience, self._recoveries, self._step, mounted)
+        place = Place(
+            name,
+            PoolSettings(path=mounted.pool),
+            self._patience,
+            self._recoveries,
+            self._step,
+            mounted,
+            holder=self._holder,
+        )
         self._places[name] = place
         if self._nursery is not None:
             self._nursery.start_soon(place.empty_trash)
@@ -129,7 +146,14 @@ class Pools:
             record = await trio.to_thread.run_sync(book.make, order)
             mounted = book.pool(record)
             made = Place(
-                record.name, mounted.settings, self._patience, self._recoveries, self._step, mounted, made=True
+                record.name,
+                mounted.settings,
+                self._patience,
+                self._recoveries,
+                self._step,
+                mounted,
+                made=True,
+                holder=self._holder,
             )
             try:
                 await made.run(lambda _pool: None)
@@ -219,6 +243,8 @@ class Pools:
         return self._place(name).hangs
 
     def _place(self, name: str) -> Place:
+        if name not in self._places:
+            self.learn()
         found = self._places.get(name)
         if found is None:
             raise NotFoundError(f'There is no pool "{name}" on this node: choose one of {", ".join(self.names)}.')
@@ -308,6 +334,20 @@ class Pools:
         except NotFoundError:
             return
         self._place(pool).discarded.set()
+
+    @property
+    def agent(self) -> str:
+        """Who this is, in pools that other nodes have, too."""
+        return self._holder.agent if self._holder is not None else ""
+
+    async def lease(self, pool: str, volume: str) -> Tenancy | None:
+        """See :meth:`Pool.lease`."""
+        return await self._locked(pool, volume, lambda p: p.lease(volume))
+
+    async def release(self, pool: str, volume: str) -> None:
+        """See :meth:`Pool.release`; nothing to do if the volume is gone."""
+        with contextlib.suppress(NotFoundError):
+            await self._locked(pool, volume, lambda p: p.release(volume))
 
     async def trashed(self, pool: str) -> list[TrashEntry]:
         """What is in a pool's trash."""

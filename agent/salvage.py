@@ -128,11 +128,12 @@ class Salvage:
 
     # orphans
 
-    async def scan(self, pool: str, action: Action | None) -> list[Obj]:
-        """The volumes of a pool that nobody knows, and what was done about each of them."""
-        before = self._known(pool)
+    async def scan(self, pool: str, action: Action | None, *, others: bool = False) -> list[Obj]:
+        """The volumes of a pool that nobody knows, and what was done about each of them; *others*: also those that an
+        agent of another node has made, which may know them."""
+        before = self._known(pool, others)
         volumes = await self._pools.volumes(pool)
-        after = self._known(pool)  # one that was being deleted meanwhile was known before
+        after = self._known(pool, others)  # one that was being deleted meanwhile was known before
         found = []
         for volume in volumes:
             if before.has(volume) or after.has(volume):
@@ -150,16 +151,16 @@ class Salvage:
             }
             try:
                 if action is not None:
-                    item["done"] = await self._settle(pool, volume, action)
+                    item["done"] = await self._settle(pool, volume, action, others)
             except FusevolError as e:
                 item["error"] = e.message
             found.append(item)
         return found
 
-    async def _settle(self, pool: str, volume: Volume, action: Action) -> str:
+    async def _settle(self, pool: str, volume: Volume, action: Action, others: bool) -> str:
         row = Attachment(target="", kind="persistent", pool=pool, volume=volume.id)
         async with self._mounter.lock(row):  # nobody mounts it meanwhile
-            known = self._known(pool)
+            known = self._known(pool, others)
             if known.has(volume):
                 return ""
             if action == "adopt":
@@ -177,13 +178,14 @@ class Salvage:
         await self._store.create(objects.admit(obj))
         return f"persistentvolume/{volume.id} created"
 
-    def _known(self, pool: str) -> Known:
+    def _known(self, pool: str, others: bool) -> Known:
         return salvage.known(
             pool,
             volumes=self._store.list("PersistentVolume"),
             claims=self._store.list("PersistentVolumeClaim"),
             pods=self._store.list("Pod"),
             mounted=(row.volume for row in self._mounter.attachments if row.pool == pool),
+            agent="" if others else self._pools.agent,
         )
 
 

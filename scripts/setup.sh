@@ -23,7 +23,7 @@ sys.exit(not ok)' >/dev/null 2>&1
 packages=(
   ca-certificates gcc libc6-dev libfuse3-dev pkg-config # pyfuse3 is compiled on the spot
   fuse3                                                 # fusermount3, for mounts by an ordinary user
-  acl attr procps util-linux                            # getfacl, getfattr, ps, losetup: the tests look with other eyes
+  acl attr procps util-linux iproute2                         # getfacl, getfattr, ps, losetup: the tests look with other eyes
   e2fsprogs xfsprogs btrfs-progs                        # backing filesystems on loop devices
   busybox-static podman runc                            # real containers, without a registry
   qemu-system-x86                                       # guests with other kernels (tests/guest)

@@ -57,8 +57,11 @@ class SalvageRoutes:
 
     async def scan(self, request: Request) -> Response:
         """Find the volumes that nobody knows; with an ``action``, adopt or purge them."""
-        action = (await body(request)).get("action")
+        given = await body(request)
+        action, others = given.get("action"), given.get("others") or False
+        if not isinstance(others, bool):
+            raise UsageError("others must be true or false.")
         if action not in {None, "adopt", "purge"}:
             raise UsageError("action must be adopt or purge, or be left out: then nothing is changed.")
-        found = await self._salvage.scan(request.path_params["pool"], cast("Action | None", action))
+        found = await self._salvage.scan(request.path_params["pool"], cast("Action | None", action), others=others)
         return JSONResponse({"items": found})

@@ -202,6 +202,9 @@ def _pool(commands: Commands) -> None:
     # each takes the pool's name, too: argparse refuses an optional word after an option
     orphans.add_argument("--adopt", nargs="?", const="", metavar="NAME", help="make PersistentVolumes, which are kept")
     orphans.add_argument("--purge", nargs="?", const="", metavar="NAME", help="move them to the trash")
+    parser.add_argument(
+        "--others", action="store_true", help="scan: also what agents of other nodes have made in a pool that is shared"
+    )
     where = parser.add_argument_group("create")
     where.add_argument("--path", metavar="DIR", help="in a directory, empty or of a pool, of whatever filesystem")
     where.add_argument("--device", metavar="DEV", help="on a block device, which is formatted if it holds nothing")

@@ -19,9 +19,10 @@ def scan(client: Client, options: Namespace) -> int:
     if len(named) > 1:
         raise UsageError("Name one pool, or none for all of them.")
     names = list(named) or [str(p["name"]) for p in listings.items(client, "pools")]
+    request = {"action": action, "others": options.others}
     rows, code = [], EXIT_OK
     for name in names:
-        answer = client.request("POST", path_of("pools", name, "scan"), {"action": action}, timeout=_LONG)
+        answer = client.request("POST", path_of("pools", name, "scan"), request, timeout=_LONG)
         for item in answer["items"]:
             told = item["error"] or item["done"] or (f"claim {item['claim']} has lost it" if item["claim"] else "")
             rows.append(

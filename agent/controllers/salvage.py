@@ -12,6 +12,7 @@ from fusevol import quantity
 from fusevol.errors import InvalidError
 from fusevol.objects.share import Share
 from fusevol.pool import Volume
+from fusevol.pool.record import AGENT
 
 Obj = dict[str, Any]
 
@@ -32,16 +33,30 @@ class Known(NamedTuple):
     """Uids of the Pods, with which the ids of their volumes begin."""
     claims: Mapping[str, str]
     """Claims that have lost their PersistentVolume, such as ``default/data``, by its name."""
+    agent: str
+    """Who this is, in pools that other nodes have, too; empty: what another agent has made is looked for as well."""
 
     def has(self, volume: Volume) -> bool:
-        """Whether somebody knows of it."""
-        return volume.id in self.volumes or is_csi(volume) or volume.id.partition(".")[0] in self.pods
+        """Whether somebody knows of it; of another agent's, that one does."""
+        return (
+            volume.id in self.volumes
+            or is_csi(volume)
+            or volume.id.partition(".")[0] in self.pods
+            or (self.agent != "" and volume.labels.get(AGENT, self.agent) != self.agent)
+        )
 
 
 def known(
-    pool: str, *, volumes: Iterable[Obj], claims: Iterable[Obj], pods: Iterable[Obj], mounted: Iterable[str]
+    pool: str,
+    *,
+    volumes: Iterable[Obj],
+    claims: Iterable[Obj],
+    pods: Iterable[Obj],
+    mounted: Iterable[str],
+    agent: str = "",
 ) -> Known:
-    """From all objects; *mounted* are the ids of the volumes of *pool* that an attachment names."""
+    """From all objects; *mounted* are the ids of the volumes of *pool* that an attachment names, *agent* as in
+    :attr:`Known.agent`."""
     ids = set(mounted)
     names = set()
     for obj in volumes:
@@ -55,7 +70,7 @@ def known(
             ids.add(volume_name(claim))
         elif (name := str(claim["spec"].get("volumeName"))) not in names:
             lost[name] = "/".join(claim_key(claim))
-    return Known(frozenset(ids), frozenset(pod["metadata"]["uid"] for pod in pods), lost)
+    return Known(frozenset(ids), frozenset(pod["metadata"]["uid"] for pod in pods), lost, agent)
 
 
 class Home(NamedTuple):

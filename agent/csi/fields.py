@@ -40,6 +40,12 @@ SHARED: Final = {
     Mode.MULTI_NODE_MULTI_WRITER,
 }
 """Modes in which a volume may be published at several targets of a node."""
+ONE_NODE: Final = {
+    Mode.SINGLE_NODE_WRITER,
+    Mode.SINGLE_NODE_READER_ONLY,
+    Mode.SINGLE_NODE_SINGLE_WRITER,
+    Mode.SINGLE_NODE_MULTI_WRITER,
+}
 MODES: Final = {Mode.SINGLE_NODE_WRITER, Mode.SINGLE_NODE_READER_ONLY, Mode.SINGLE_NODE_SINGLE_WRITER, *SHARED}
 
 

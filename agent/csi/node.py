@@ -258,6 +258,7 @@ class Node:
             volume=handle.volume,
             read_only=read_only,
             cache=how.cache,
+            alone=how.mode in fields.ONE_NODE and not terms,
             transport=how.transport,
             user=target,
             owned=bool(terms),

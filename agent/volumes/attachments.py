@@ -43,6 +43,8 @@ class Attachment:
     """``Memory``: a tmpfs of its own, or a part of one."""
     options: str = ""
     """How the tmpfs is mounted."""
+    alone: bool = False
+    """Whether one node at a time may have the volume (ReadWriteOnce), where several have its pool."""
     cache: CacheMode = "exclusive"
     transport: TransportChoice | None = None
     """Its own; None: the agent's."""

@@ -27,7 +27,7 @@ from agent.volumes import memory, places
 from agent.volumes.attachments import Attachment, Attachments, boot_id, mount_id
 from agent.volumes.still import Still
 from fusevol.errors import ConflictError, FusevolError, NotFoundError, UnavailableError
-from fusevol.pool import Volume
+from fusevol.pool import Tenancy, Volume
 from fusevol.server.spec import MountSpec, TransportChoice
 from fusevol.transport import mount
 
@@ -323,10 +323,13 @@ class Mounter:
                 await self._tell(row, "VolumeScan", message, False)
             log.info("%s: %d inodes counted", row.mount_id, inodes)
 
-        await self._supervisor.start(self._spec(row, volume, point), progress)
+        lease = await self._pools.lease(row.pool, row.volume) if row.alone else None
+        if lease is not None:
+            self._step("lease taken")
+        await self._supervisor.start(self._spec(row, volume, point, lease), progress)
         return point
 
-    def _spec(self, row: Attachment, volume: Volume, point: Path) -> MountSpec:
+    def _spec(self, row: Attachment, volume: Volume, point: Path, lease: Tenancy | None) -> MountSpec:
         labels = {
             "pool": row.pool,
             "volume": row.volume,
@@ -346,6 +349,9 @@ class Mounter:
             ledger=str(volume.ledger) if volume.quota == "ledger" else None,
             limit_bytes=volume.capacity_bytes if volume.quota == "ledger" else None,
             limit_inodes=volume.inode_limit if volume.quota == "ledger" else None,
+            lease=str(lease.directory) if lease is not None else None,
+            lease_epoch=lease.epoch if lease is not None else None,
+            lease_s=lease.seconds if lease is not None else None,
             cache=row.cache,
             stuck_after_s=self._patience.report,
             abort_after_s=self._patience.abort,
@@ -382,11 +388,20 @@ class Mounter:
             await self._clear_dead(point)
             await self._at(point, places.remove_target, point)
             self._deaths.pop(row.mount_id, None)
+            if row.alone:
+                await self._give_up_lease(row)
             if row.owned and not keep_volume:
                 await self._pools.discard(row.pool, row.volume)
         await self._attachments.remove(row.target)
         self._step("attachment forgotten")
         self._changed(row)
+
+    async def _give_up_lease(self, row: Attachment) -> None:
+        """Of a server that could not do it itself: another node need not wait."""
+        try:
+            await self._pools.release(row.pool, row.volume)
+        except FusevolError as e:
+            log.info("The lease on %s is not given up, and ends by itself: %s", row.volume, e)
 
     async def _at(self, place: str | Path, action: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """*action*'s result, in a thread that may hang at *place* or in what is mounted there."""

@@ -36,6 +36,8 @@ class Source:
     path_type: str = ""
     read_only: bool = False
     cache: CacheMode = "exclusive"
+    alone: bool = False
+    """Whether one node at a time may have it."""
     transport: TransportChoice | None = None
     """None: as the agent is configured."""
     managed: bool = True
@@ -99,7 +101,8 @@ def _options(volume: Obj) -> Source:
     """What the volume's mount options say; other users of the data need a short cache."""
     shared = {"ReadWriteMany", "ReadOnlyMany"} & set(volume["spec"].get("accessModes") or ())
     whose = f'persistentvolume "{volume["metadata"]["name"]}"'
-    return mount_options(volume["spec"].get("mountOptions") or [], whose, cache="shared" if shared else "exclusive")
+    found = mount_options(volume["spec"].get("mountOptions") or [], whose, cache="shared" if shared else "exclusive")
+    return replace(found, alone=not shared)
 
 
 def mount_options(given: Iterable[str], whose: str, cache: CacheMode = "exclusive") -> Source:

@@ -169,6 +169,7 @@ def attachment(
         path=behind.path,
         read_only=read_only,
         cache=behind.cache,
+        alone=behind.alone,
         transport=behind.transport,
         namespace=str(claim["metadata"].get("namespace") or "default"),
         claim=str(claim["metadata"]["name"]),

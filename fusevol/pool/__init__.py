@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from fusevol.pool.pool import Finding, Pool, PoolCapacity
+from fusevol.pool.pool import Finding, Pool, PoolCapacity, Tenancy
 from fusevol.pool.record import Volume, VolumeRequest
 from fusevol.pool.trash import TrashEntry
 
-__all__ = ["Finding", "Pool", "PoolCapacity", "TrashEntry", "Volume", "VolumeRequest"]
+__all__ = ["Finding", "Pool", "PoolCapacity", "Tenancy", "TrashEntry", "Volume", "VolumeRequest"]

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable
-from collections.abc import Set as AbstractSet
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -32,8 +31,8 @@ class Finding(NamedTuple):
 DriverOf = Callable[[Volume], Driver]
 
 
-def inspect(pool: Path, building: AbstractSet[str], driver_of: DriverOf) -> list[Finding]:
-    """All findings in *pool*; *building* names what is being built below ``tmp``. Raises ``OSError``."""
+def inspect(pool: Path, left: Callable[[], Iterable[str]], driver_of: DriverOf) -> list[Finding]:
+    """All findings in *pool*; *left* names what was left half-made below ``tmp``. Raises ``OSError``."""
     findings = []
     try:
         place.check_description(pool)
@@ -55,8 +54,7 @@ def inspect(pool: Path, building: AbstractSet[str], driver_of: DriverOf) -> list
         Finding(
             "warning", f"tmp/{name}", f"{pool / place.TMP / name} was left half-made: restart the agent to clear it."
         )
-        # listed first: what is in neither set was left, or has just been finished
-        for name in sorted(set(os.listdir(pool / place.TMP)) - building)
+        for name in left()
         if os.path.lexists(pool / place.TMP / name)
     ]
     return findings

@@ -129,7 +129,7 @@ def _foreign(path: Path) -> str | None:
     """A name in *path* that was not left there by a creation of a pool that did not end (or by mkfs)."""
     own = {LOCK, "lost+found", temporary_name(path / DESCRIPTION).name}
     for entry in sorted(os.scandir(path), key=lambda e: e.name):
-        if entry.name in own:
+        if entry.name in own or entry.name.startswith(f"{LOCK}."):
             continue
         if entry.name in _ROOMS and entry.is_dir(follow_symlinks=False) and not os.listdir(entry.path):
             continue
@@ -198,19 +198,20 @@ def _description(path: Path) -> dict[str, object]:
     return fields
 
 
-def hold(path: Path) -> int:
-    """Take the pool for this process until the descriptor that is returned is closed.
+def hold(path: Path, agent: str = "") -> int:
+    """Take the pool for this process until the descriptor that is returned is closed; with *agent*, in a pool that
+    several nodes have, only for what that one does in it.
 
     Raises :class:`ConflictError` when another agent has it (flock(2): it goes with the process, whatever it dies of).
     """
-    lock = path / LOCK
+    lock = path / (f"{LOCK}.{agent}" if agent else LOCK)
     while True:
         with explained(path, "locking it"):
             # held by a descriptor that cannot write: one that can would keep the filesystem from a read-only remount
             os.close(os.open(lock, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
             fd = os.open(lock, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
-            _flock(fd, path)
+            _flock(fd, path, lock)
             if is_still(lock, fd):
                 with contextlib.suppress(OSError):  # the number only serves the message; a full pool must open, too
                     lock.write_text(f"{os.getpid()}\n")
@@ -221,13 +222,13 @@ def hold(path: Path) -> int:
         os.close(fd)
 
 
-def _flock(fd: int, path: Path) -> None:
+def _flock(fd: int, path: Path, lock: Path) -> None:
     end = time.monotonic() + _LOCK_PATIENCE
     while True:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as e:
-            if left_by_the_dying(path / LOCK, fd):
+            if left_by_the_dying(lock, fd):
                 return
             if time.monotonic() > end:
                 holder = os.pread(fd, 20, 0).decode(errors="replace").strip() or "unknown"

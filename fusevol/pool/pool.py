@@ -16,17 +16,20 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple, Self
 
 from fusevol.errors import AlreadyExistsError, CorruptError, InvalidError, NotFoundError, UnavailableError
 from fusevol.files import sync_directory, temporary_name
+from fusevol.lease import Holder
 from fusevol.pool import copying, drivers, place, trash
 from fusevol.pool.bin import Bin
 from fusevol.pool.drivers import NO_LIMITS, Driver, Limits
 from fusevol.pool.inspection import Finding, inspect
+from fusevol.pool.leases import Leases
 from fusevol.pool.promises import Promises
-from fusevol.pool.record import DATA, RECORD, SNAPSHOT_OF, Volume, VolumeRequest, check_id, check_limits
+from fusevol.pool.record import AGENT, DATA, RECORD, SNAPSHOT_OF, Volume, VolumeRequest, check_id, check_limits
 from fusevol.pool.shelf import Shelf
 from fusevol.pool.steps import Step, no_step
 from fusevol.pool.trash import TrashEntry
@@ -53,11 +56,28 @@ class PoolCapacity(NamedTuple):
     volumes: int
 
 
+class Tenancy(NamedTuple):
+    """A lease that was taken on a volume, for a server (``fusevol.server.tenure``)."""
+
+    directory: Path
+    """The volume's, in its pool."""
+    epoch: int
+    seconds: float
+    """For how long a renewal holds."""
+
+
 class Pool:
     """An open pool. Made by :meth:`open`, given back by :meth:`close` (or by the process's end)."""
 
     def __init__(
-        self, path: Path, name: str, lock: int, step: Step, driver: Driver, overcommit: float | None = None
+        self,
+        path: Path,
+        name: str,
+        lock: int,
+        step: Step,
+        driver: Driver,
+        overcommit: float | None = None,
+        leases: Leases | None = None,
     ) -> None:
         """Use :meth:`open`."""
         self.path = path
@@ -69,7 +89,10 @@ class Pool:
         """Guards names below ``volumes`` and ``trash``, and rewriting of records."""
         self._volumes = Shelf(path / place.VOLUMES, name, "volume")
         self._snapshots = Shelf(path / place.SNAPSHOTS, name, "snapshot")
-        self._workshop = Workshop(path / place.TMP, name, driver, self._mutex, step)
+        self._leases = leases
+        """Where several nodes have the pool."""
+        agent = leases.holder.agent if leases is not None else ""
+        self._workshop = Workshop(path / place.TMP, name, driver, self._mutex, step, agent)
         self._bin = Bin(path / place.TRASH, name, driver, self._mutex, step)
         self._promises = Promises(name, overcommit, self._total) if overcommit is not None else None
 
@@ -83,11 +106,13 @@ class Pool:
         step: Step = no_step,
         driver: str | None = None,
         overcommit: float | None = None,
+        holder: Holder | None = None,
     ) -> Self:
         """Open the pool at *path*, whoever made it; with *create*, make it in an empty or missing directory.
 
         *driver* makes its volumes from now on; ``None``: as before, and for a new pool what fits its filesystem.
         *overcommit*: how many times the filesystem's size may be promised to volumes; ``None``: as much as is asked.
+        *holder*: who this is, for the others that have a pool on a shared filesystem; ``None``: there are none.
 
         Raises :class:`InvalidError` (relative, the root, no directory, not empty and no pool), :class:`NotFoundError`,
         :class:`UnavailableError` (read-only), :class:`ForbiddenError`, :class:`CorruptError`, :class:`ConflictError`
@@ -96,13 +121,16 @@ class Pool:
         place.check_name(name)
         real = place.resolve(path)
         place.prepare(real, create=create)
-        lock = place.hold(real)
+        with place.explained(real, "looking at its filesystem"):
+            shared = holder is not None and drivers.probe(real).capabilities().shared
+        leases = Leases(holder) if holder is not None and shared else None
+        lock = place.hold(real, holder.agent if holder is not None and shared else "")
         try:
             chosen = place.furnish(real, name, driver)
         except BaseException:
             os.close(lock)
             raise
-        return cls(real, name, lock, step, chosen, overcommit)
+        return cls(real, name, lock, step, chosen, overcommit, leases)
 
     def close(self) -> None:
         """Let another process open the pool."""
@@ -126,6 +154,8 @@ class Pool:
         """
         request.check()
         self._check_open()
+        if self._leases is not None:
+            request = replace(request, labels={**request.labels, AGENT: self._leases.holder.agent})
         if source is not None:
             _check_fits(request, source)
 
@@ -259,6 +289,26 @@ class Pool:
         provisioned = sum(v.capacity_bytes or 0 for v in volumes)
         return PoolCapacity(st.f_blocks * st.f_frsize, st.f_bavail * st.f_frsize, provisioned, len(volumes))
 
+    # one node at a time
+
+    def lease(self, volume: str) -> Tenancy | None:
+        """Take the lease on *volume*, for a server that renews it; ``None`` where no other node has the pool.
+
+        Raises :class:`ConflictError`, which names the node that has it. That no server of this node serves the volume
+        is the caller's duty.
+        """
+        if self._leases is None:
+            return None
+        directory = self._volumes.directory(volume)
+        with place.explained(self.path, f"taking the lease on volume {volume}"):
+            return Tenancy(directory, self._leases.take(directory), self._leases.holder.seconds)
+
+    def release(self, volume: str) -> None:
+        """Give up the lease on *volume*, if this agent has it: no server of it will write any more."""
+        if self._leases is not None:
+            with place.explained(self.path, f"giving up the lease on volume {volume}"):
+                self._leases.release(self._volumes.directory(volume))
+
     # snapshots
 
     def snapshots_at_once(self, volume: str) -> bool:
@@ -331,14 +381,18 @@ class Pool:
 
         *retention*: seconds that it shall be kept there; ``None``: as its record says.
 
-        Raises :class:`NotFoundError`, and :class:`ConflictError` while something is mounted in it. That nobody serves
-        it any more is the caller's duty.
+        Raises :class:`NotFoundError`, and :class:`ConflictError` while something is mounted in it or another node has
+        the lease on it. That nobody on this node serves it any more is the caller's duty.
         """
         with self._mutex, place.explained(self.path, f"deleting volume {volume}"):
             directory = self._volumes.directory(volume)
+            if self._leases is not None and directory.is_dir():
+                self._leases.take(directory)
             kept = trash.retention_of(directory, volume) if retention is None else retention
             entry = self._bin.throw_away(directory, reason, kept)
             self._forget(volume)
+            if self._leases is not None and entry.path.is_dir():
+                self._leases.release(entry.path)
             return entry
 
     def trashed(self) -> list[TrashEntry]:
@@ -387,7 +441,7 @@ class Pool:
     def check(self) -> list[Finding]:
         """Look for damage, recounting every volume that is not in use; changes nothing. May take long."""
         with place.explained(self.path, "checking it"):
-            return inspect(self.path, self._workshop.building, self._driver_of)
+            return inspect(self.path, self._workshop.left, self._driver_of)
 
     def _check_open(self) -> None:
         if self._held < 0:

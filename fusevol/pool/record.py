@@ -20,6 +20,8 @@ DATA: Final = "data"
 LEDGER: Final = "ledger.json"
 SNAPSHOT_OF: Final = "snapshot-of"
 """The label of a snapshot's record: which volume it is of."""
+AGENT: Final = "agent"
+"""The label of a volume in a pool that several nodes have: the agent that made it and knows its objects."""
 _VERSION: Final = 1
 _ID: Final = re.compile(r"[a-z0-9][a-z0-9.-]{0,127}", re.ASCII)
 

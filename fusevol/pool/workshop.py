@@ -27,11 +27,15 @@ log = logging.getLogger(__name__)
 class Workshop:
     """Thread-safe. Raises ``OSError`` for what the filesystem says."""
 
-    def __init__(self, tmp: Path, pool: str, driver: Driver, mutex: threading.Lock, step: Step) -> None:
+    def __init__(
+        self, tmp: Path, pool: str, driver: Driver, mutex: threading.Lock, step: Step, agent: str = ""
+    ) -> None:
         """*tmp*: the directory; *pool*: the name of its pool; *driver* takes away what was half made.
 
-        *mutex* guards the names where things are moved to.
+        *mutex* guards the names where things are moved to. *agent* is whose work this is, where others have the pool,
+        too.
         """
+        self._agent = agent
         self._tmp = tmp
         self._pool = pool
         self._driver = driver
@@ -45,7 +49,8 @@ class Workshop:
     ) -> Volume:
         """Have *make* make data in a directory aside, and move that to *final*, unless *existing* is faster."""
         self._step(f"{what}: begun")
-        temporary = self._tmp / f"{final.name[:64]}.{uuid.uuid4().hex}"
+        whose = f"{self._agent}." if self._agent else ""
+        temporary = self._tmp / f"{final.name[:64]}.{whose}{uuid.uuid4().hex}"
         self.building.add(temporary.name)
         try:
             temporary.mkdir(mode=0o700)
@@ -83,10 +88,16 @@ class Workshop:
             removal.empty(temporary)
             temporary.rmdir()
 
+    def left(self) -> list[str]:
+        """Names of what dead builders have left, as far as it was this agent's."""
+        # listed first: what is in neither set was left, or has just been finished
+        names = sorted(set(os.listdir(self._tmp)) - self.building)
+        return [name for name in names if not self._agent or name.split(".")[-2:-1] == [self._agent]]
+
     def clear(self) -> list[str]:
         """Remove what dead builders have left; returns the names. What living threads build is left alone."""
         cleared = []
-        for name in sorted(set(os.listdir(self._tmp)) - self.building):
+        for name in self.left():
             leftover = self._tmp / name
             try:
                 if leftover.is_symlink() or not leftover.is_dir():

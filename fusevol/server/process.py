@@ -33,6 +33,7 @@ from fusevol.files import sync_filesystem
 from fusevol.fs import FileSystem
 from fusevol.fs.recovery import CountersError
 from fusevol.fs.types import CACHE_EXCLUSIVE, CACHE_NONE, CACHE_SHARED, CachePolicy
+from fusevol.lease import LostError
 from fusevol.quota import kernel
 from fusevol.quota.ledger import Ledger
 from fusevol.quota.scan import ScanProgress
@@ -41,6 +42,7 @@ from fusevol.server.control import Answer, ControlSocket, RequestError
 from fusevol.server.held import Held, Holder
 from fusevol.server.memory import SessionMemory
 from fusevol.server.spec import MountSpec
+from fusevol.server.tenure import Tenure
 from fusevol.server.transports import Session, mounted
 from fusevol.transport import mount
 from fusevol.transport.ending import Ending
@@ -92,6 +94,7 @@ class Server:
         self._session: Session | None = None
         self._hangs = Hangs(spec.stuck_after_s, spec.abort_after_s, lambda: mount.abort(self._minor))
         self._memory: SessionMemory | None = None
+        self._tenure: Tenure | None = None
         self._operations = {
             "status": self._status,
             "usage": lambda _request: {"usage": self._usage()},
@@ -112,6 +115,7 @@ class Server:
             if not self._rehearsal:
                 descriptors = privileges.settle(descriptors)
                 os.umask(0)  # callers have their own
+            self._take_office()
             self._fs = self._filesystem(memory, descriptors)
             session = self._session = self._mount(memory)
             control.start()
@@ -142,6 +146,24 @@ class Server:
             log.info("detached the dead mount at %s", spec.mountpoint)
         if not Path(spec.mountpoint).is_dir():
             raise UnavailableError(f"The mount point {spec.mountpoint} is not a directory: create it first.")
+
+    def _take_office(self) -> None:
+        """Where one node at a time may serve the volume: see to it that this one may, for as long as it does."""
+        spec = self.spec
+        if spec.lease is None:
+            return
+        if spec.lease_epoch is None or spec.lease_s is None:
+            raise UsageError(
+                f"The mount {spec.mount_id} has a lease but no epoch or time: name them in its mount file."
+            )
+        self._tenure = Tenure(Path(spec.lease), spec.lease_epoch, spec.lease_s, lambda: mount.abort(self._minor))
+        try:
+            self._tenure.begin()
+        except LostError:
+            if self._held is not None:
+                log.warning("the lease on the volume is another node's now: its users here get errors")
+                mount.abort(self._held.minor)
+            raise
 
     def _session_memory(self) -> SessionMemory | None:
         """What the kernel must find again: an earlier server's, or a new one if somebody will hold it."""
@@ -272,6 +294,8 @@ class Server:
 
     def _end(self, ending: Ending) -> int:
         if ending is Ending.LEFT:
+            if self._tenure is not None:
+                self._tenure.end(release=False)
             log.info("left, for another server to go on")
             return 0  # as it is: the session memory has it all
         if ending is Ending.HANGING:
@@ -283,6 +307,8 @@ class Server:
         self._fs.close()
         if self._ledger is not None:
             self._ledger.close()
+        if self._tenure is not None:
+            self._tenure.end(release=True)
         found = mount.root(self.spec.mountpoint)
         if not self._terminated.is_set() and found is not None and found.minor == self._minor:
             log.error("the connection was aborted: the mount at %s is dead", self.spec.mountpoint)

@@ -40,6 +40,12 @@ class MountSpec:
     limit_bytes: int | None = None
     """What the ledger keeps, as ``limit_inodes``; the kernel has its own."""
     limit_inodes: int | None = None
+    lease: str | None = None
+    """The volume's directory in its pool, if one node at a time may serve it (``fusevol.lease``)."""
+    lease_epoch: int | None = None
+    """Required with ``lease``, as the next."""
+    lease_s: float | None = None
+    """For how many seconds a renewal holds."""
     cache: CacheMode = "exclusive"
     allow_other: bool = True
     devices: bool = False

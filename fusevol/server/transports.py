@@ -95,7 +95,8 @@ def _kernel(
     options = kernel.Options(
         mountpoint=spec.mountpoint,
         fsname=spec.fsname,
-        passthrough=spec.quota != "ledger",
+        # what goes by passthrough goes on after this process has ended, and would after the end of the lease
+        passthrough=spec.quota != "ledger" and spec.lease is None,
         read_only=spec.read_only,
         allow_other=allow_other,
         devices=spec.devices,

@@ -46,7 +46,7 @@ _CAPS: Final[Mapping[str, Mapping[str, str]]] = {
 _CONFIG: Final = """\
 [global]
 fsid = {fsid}
-mon host = [v2:127.0.0.1:{v2},v1:127.0.0.1:{v1}]
+mon host = [v2:{address}:{v2},v1:{address}:{v1}]
 auth cluster required = cephx
 auth service required = cephx
 auth client required = cephx
@@ -55,8 +55,8 @@ run dir = {directory}
 admin socket = {directory}/$name.asok
 log file = {directory}/$name.log
 crash dir = {directory}/crash
-public network = 127.0.0.0/8
-cluster network = 127.0.0.0/8
+public addr = {address}
+cluster addr = {address}
 osd objectstore = memstore
 memstore device bytes = {size}
 osd pool default size = 1
@@ -95,26 +95,34 @@ def _secret() -> str:
     return base64.b64encode(struct.pack("<hiih", 1, int(time.time()), 0, 16) + secrets.token_bytes(16)).decode()
 
 
-def _free_port() -> int:
+def _free_port(address: str) -> int:
     with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
+        s.bind((address, 0))
         return int(s.getsockname()[1])
 
 
 class Cluster:
     """A running cluster below *directory*. Made by :func:`cluster`."""
 
-    def __init__(self, directory: Path, size: int) -> None:
+    def __init__(self, directory: Path, size: int, address: str) -> None:
         """*size*: bytes of the OSD. Use :func:`cluster`."""
         self.directory = directory
+        self._address = address
         self.keys = {name: _secret() for name in _CAPS}
-        self._ports = _free_port(), _free_port()
+        self._ports = _free_port(address), _free_port(address)
         self.config = directory / "ceph.conf"
         self._osd = str(uuid.uuid4())
         self._fsid = str(uuid.uuid4())
         self._running: dict[Daemon, subprocess.Popen[bytes]] = {}
         self.config.write_text(
-            _CONFIG.format(directory=directory, fsid=self._fsid, v2=self._ports[0], v1=self._ports[1], size=size)
+            _CONFIG.format(
+                directory=directory,
+                fsid=self._fsid,
+                address=address,
+                v2=self._ports[0],
+                v1=self._ports[1],
+                size=size,
+            )
         )
         keyring = directory / "keyring"
         keyring.touch(mode=0o600)
@@ -128,7 +136,7 @@ class Cluster:
     @property
     def monitors(self) -> str:
         """Where the monitor listens with the older protocol, as StorageClasses give it."""
-        return f"127.0.0.1:{self._ports[1]}"
+        return f"{self._address}:{self._ports[1]}"
 
     def key(self, client: str) -> str:
         """The secret of ``admin`` or ``restricted``."""
@@ -153,7 +161,7 @@ class Cluster:
 
     def start(self) -> None:
         """Make the cluster; returns when its CephFS can be mounted."""
-        monmap, address = str(self.directory / "monmap"), f"[v2:127.0.0.1:{self._ports[0]},v1:{self.monitors}]"
+        monmap, address = str(self.directory / "monmap"), f"[v2:{self._address}:{self._ports[0]},v1:{self.monitors}]"
         self._run("monmaptool", "--create", "--fsid", self._fsid, "--addv", "a", address, monmap)
         self._run("ceph-mon", "--mkfs", "-i", "a", "--monmap", monmap)
         self.launch("mon")
@@ -254,9 +262,10 @@ class Cluster:
 
 
 @contextlib.contextmanager
-def cluster(directory: Path, size: int = 4 << 30) -> Iterator[Cluster]:
-    """A new cluster in the empty *directory*, whose one OSD has *size* bytes; it ends with the block."""
-    made = Cluster(directory, size)
+def cluster(directory: Path, size: int = 4 << 30, address: str = "127.0.0.1") -> Iterator[Cluster]:
+    """A new cluster in the empty *directory*, whose one OSD has *size* bytes; it ends with the block. Its daemons
+    listen on *address*."""
+    made = Cluster(directory, size, address)
     try:
         made.start()
         yield made

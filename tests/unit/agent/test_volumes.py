@@ -147,12 +147,15 @@ def test_the_gate_for_claims(claim: Obj | None, volume: Obj | None, message: str
 @pytest.mark.parametrize(
     ("spec", "expected"),
     [
-        ({}, persistent.Source("default", "v")),
-        ({"mountOptions": ["ro", "debug"]}, persistent.Source("default", "v", read_only=True)),
+        ({}, persistent.Source("default", "v", alone=True)),
+        ({"mountOptions": ["ro", "debug"]}, persistent.Source("default", "v", alone=True, read_only=True)),
         ({"accessModes": ["ReadWriteMany"]}, persistent.Source("default", "v", cache="shared")),
-        ({"mountOptions": ["cache=none"]}, persistent.Source("default", "v", cache="none")),
-        ({"mountOptions": ["transport=pyfuse3"]}, persistent.Source("default", "v", transport="pyfuse3")),
-        ({"csi": {**VOLUME["spec"]["csi"], "readOnly": True}}, persistent.Source("default", "v", read_only=True)),
+        ({"mountOptions": ["cache=none"]}, persistent.Source("default", "v", alone=True, cache="none")),
+        ({"mountOptions": ["transport=pyfuse3"]}, persistent.Source("default", "v", alone=True, transport="pyfuse3")),
+        (
+            {"csi": {**VOLUME["spec"]["csi"], "readOnly": True}},
+            persistent.Source("default", "v", alone=True, read_only=True),
+        ),
         ({"csi": None, "hostPath": {"path": "/p"}}, persistent.Source(path="/p", managed=False)),
         ({"csi": None, "local": {"path": "/p"}}, persistent.Source(path="/p", path_type="Directory")),
     ],
