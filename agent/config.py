@@ -139,6 +139,8 @@ def _read(named: Path | None) -> dict[str, Any]:
         loaded = yaml.safe_load(path.read_text())
     except OSError as e:
         raise UsageError(f"The configuration file {path} cannot be read: {e.strerror}.") from e
+    except RecursionError as e:
+        raise UsageError(f"The configuration file {path} is nested too deeply: correct it.") from e
     except yaml.YAMLError as e:
         where = getattr(e, "problem_mark", None)
         line = f" in line {where.line + 1}" if where else ""

@@ -142,6 +142,8 @@ def options_of(text: str) -> dict[str, str]:
     """The options of a call-out's JSON argument. Raises :class:`InvalidError`."""
     try:
         options = json.loads(text)
+    except RecursionError as e:
+        raise InvalidError("The options are nested too deeply: give one object of strings.") from e
     except ValueError as e:
         raise InvalidError(f"The options are not JSON ({e}): give one object of strings.") from e
     if not isinstance(options, dict):

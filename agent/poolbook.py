@@ -27,6 +27,8 @@ _KEYS: Final = {
     "name", "path", "device", "image", "size", "fs", "driver", "overcommit", "force", "simpleQuotas",
 }  # fmt: skip
 Kind = Literal["path", "device", "image"]
+_LONGEST: Final = 4095
+"""Bytes of a path (limits.h, without the final zero)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +71,8 @@ class Order:
         kind, place = given[0]
         if not place.startswith("/") or place.rstrip("/") == "" or ".." in place.split("/"):
             raise UsageError(f'"{place}" must be an absolute path without "..".')
+        if "\0" in place or len(place.encode()) > _LONGEST:
+            raise UsageError(f"The place of a pool must have at most {_LONGEST} bytes, and no zero among them.")
         size = None if request.get("size") is None else quantity.parse(str(request["size"]))
         if (kind == "image") != (size is not None):
             raise UsageError("--size goes with --image, which needs it: how large the file shall be.")

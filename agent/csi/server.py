@@ -46,6 +46,10 @@ CALLS: Final = 256
 """Calls at the same time; one more is answered RESOURCE_EXHAUSTED."""
 MESSAGE_LIMIT: Final = 1 << 20
 """Bytes of a request; the fields' own limits are far lower."""
+METADATA_LIMIT: Final = 8 << 10
+"""Bytes of a call's metadata (its headers)."""
+CONNECTIONS: Final = 64
+"""Callers at the same time: a kubelet and half a dozen sidecars have one connection each. One more is closed."""
 GRACE: Final = 2.0
 """Seconds that calls get to end when the agent does."""
 _QUIET: Final = {"Probe"}
@@ -85,7 +89,15 @@ async def serve(
     server = grpc.server(
         ThreadPoolExecutor(CALLS, thread_name_prefix="csi"),
         maximum_concurrent_rpcs=CALLS,
-        options=[("grpc.max_receive_message_length", MESSAGE_LIMIT), ("grpc.so_reuseport", 0)],
+        options=[
+            ("grpc.max_receive_message_length", MESSAGE_LIMIT),
+            ("grpc.max_metadata_size", METADATA_LIMIT),
+            ("grpc.absolute_max_metadata_size", METADATA_LIMIT),
+            ("grpc.max_concurrent_streams", CALLS // 2),  # one caller's calls leave room for another's
+            ("grpc.max_allowed_incoming_connections", CONNECTIONS),
+            ("grpc.server_handshake_timeout_ms", 5000),
+            ("grpc.so_reuseport", 0),
+        ],
     )
     for name, service in services.items():
         server.add_generic_rpc_handlers((bridge.handlers(name, service),))

@@ -23,6 +23,8 @@ from fusevol import objects
 from fusevol.errors import AlreadyExistsError, InvalidError, NotFoundError, UnavailableError, UsageError
 
 Obj = dict[str, Any]
+_LONGEST = 4095
+"""Bytes of a text in a request: those of a path (limits.h, without the final zero)."""
 BIND_TIMEOUT = 20.0
 """Seconds that a mount waits for its claim to be bound."""
 
@@ -218,6 +220,8 @@ def _text(request: Mapping[str, Any], name: str, *, required: bool = False) -> s
         return ""
     if not isinstance(value, str):
         raise UsageError(f"{name} must be a text.")
+    if "\0" in value or len(value.encode()) > _LONGEST:
+        raise UsageError(f"{name} must have at most {_LONGEST} bytes, and no zero among them.")
     return value
 
 
