@@ -13,6 +13,7 @@ import pytest
 
 from tests.support import ceph
 from tests.support.agent import Agent
+from tests.support.leaks import Leaks
 from tests.support.polling import eventually
 from tests.support.processes import alive
 
@@ -311,3 +312,26 @@ def test_a_secret_that_comes_later(seed: Seed) -> None:
     seed.agent.apply(seed.secret())
 
     assert seed.bound()["status"]["phase"] == "Bound"
+
+
+def test_keys_are_told_to_nobody(seed: Seed) -> None:
+    """Ceph's keys are in agent.db and in Secrets that somebody asks for; in no log, command line, event or spec."""
+    leaks = Leaks(seed.cluster.key("admin"))
+    seed.agent.stop()
+    with leaks.watched() as seen:
+        seed.agent.start("--log-level", "debug")
+        seed.apply()
+        (seed.mount() / "f").touch()
+    items = seed.agent.client.request("GET", "/v1/secrets")["items"]
+    values = [base64.b64decode(v).decode() for s in items for v in (s.get("data") or {}).values()]
+    keys = Leaks(*values)
+    files = keys.files(seed.agent.run_dir, seed.agent.state)
+    printed = [(kind, seed.agent.ok("describe", kind, "-A")) for kind in ("pvc", "pv", "sc", "secrets")]
+    printed += [("events", seed.agent.ok("events")), ("log", seed.agent.log.read_text())]
+
+    assert seed.ceph_fuse()
+    assert seed.cluster.key("admin") in values
+    assert {Path(f).name for f in files} <= {"agent.db", "agent.db-wal", "agent.db-shm"}
+    assert keys.among(printed) == []
+    assert list(keys.processes()) == []
+    assert seen == set()
