@@ -12,6 +12,7 @@ from typing import Any, Final, Literal, Self, cast, get_args
 
 from agent.address import Address
 from agent.csi.settings import Settings as CsiSettings
+from agent.logs import FORMATS, Format
 from agent.patience import DEFAULT, Patience, seconds
 from agent.plugin import settings as plugin_settings
 from fusevol.errors import InvalidError, UsageError
@@ -33,8 +34,8 @@ DRIVER = "fusevol.io"
 _POOL_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _LEVELS = ("debug", "info", "warning", "error")
 _KEYS = {
-    "stateDir", "runDir", "socket", "pools", "provisioners", "logLevel", "nodeName", "hangs", "transport", "ioUring",
-    "csi", "plugin", "metrics", "leaseDuration",
+    "stateDir", "runDir", "socket", "pools", "provisioners", "logLevel", "logFormat", "nodeName", "hangs", "transport",
+    "ioUring", "csi", "plugin", "metrics", "leaseDuration",
 }  # fmt: skip
 _LEAST_LEASE: Final = 2.0
 """Seconds: a lease must live through a storage that hesitates."""
@@ -68,6 +69,7 @@ class Config:
     provisioners: tuple[str, ...] = (PROVISIONER, *ALIASES)
     """Provisioner names that are served; the first one is written into new volumes."""
     log_level: str = "info"
+    log_format: Format = "text"
     node_name: str = "localhost"
     lease_s: float = 30.0
     """Seconds for which a lease on a volume of a shared pool holds without being renewed."""
@@ -88,9 +90,9 @@ class Config:
     def load(cls, file: Path | None = None, flags: Mapping[str, str] | None = None) -> Self:
         """The configuration from *file* (default: ``FUSEVOL_CONFIG``, else /etc/fusevol/agent.yaml if there is one).
 
-        *flags*: ``state-dir``, ``run-dir``, ``socket``, ``log-level``, ``node-name``, ``transport``, ``io-uring``,
-        ``csi-socket``, ``plugin-socket``, ``metrics``, ``pool`` (``NAME=DIR``, several separated by commas); they go
-        over ``FUSEVOL_STATE_DIR``, ``FUSEVOL_RUN_DIR``, ``FUSEVOL_SOCKET``, ``FUSEVOL_NODE_NAME``,
+        *flags*: ``state-dir``, ``run-dir``, ``socket``, ``log-level``, ``log-format``, ``node-name``, ``transport``,
+        ``io-uring``, ``csi-socket``, ``plugin-socket``, ``metrics``, ``pool`` (``NAME=DIR``, several separated by
+        commas); they go over ``FUSEVOL_STATE_DIR``, ``FUSEVOL_RUN_DIR``, ``FUSEVOL_SOCKET``, ``FUSEVOL_NODE_NAME``,
         ``FUSEVOL_METRICS`` and ``CSI_ENDPOINT``, which go over the file.
         Raises :class:`UsageError` for a file or flag that cannot be understood.
         """
@@ -104,6 +106,7 @@ class Config:
         socket_path = _path(given.get("socket") or os.environ.get("FUSEVOL_SOCKET") or text.get("socket"))
         aliases = _strings(text, "provisioners")
         level = _word(given.get("log-level") or text.get("logLevel") or "info", "log level", _LEVELS)
+        log_format = _word(given.get("log-format") or text.get("logFormat") or "text", "log format", FORMATS)
         transport = _word(given.get("transport") or text.get("transport") or "auto", "transport", _TRANSPORTS)
         io_uring = _word(given.get("io-uring") or _switch(text.get("ioUring")), "setting of ioUring", _IO_URING)
         return cls(
@@ -113,6 +116,7 @@ class Config:
             pools=_pools(given.get("pool") or given.get("pools"), text.get("pools"), state_dir),
             provisioners=tuple(dict.fromkeys((PROVISIONER, *ALIASES, *aliases))),
             log_level=level,
+            log_format=cast("Format", log_format),
             transport=cast("TransportChoice", transport),
             io_uring=cast("IoUring", io_uring),
             node_name=str(

@@ -12,7 +12,6 @@ import logging
 import resource
 import signal
 import socket
-import sys
 from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 
 import trio
 
+from agent import logs
 from agent.api import serving
 from agent.api.app import Api
 from agent.api.listener import listen
@@ -71,7 +71,7 @@ async def serve(config: Config, *, step: Step = no_step) -> None:
 
     Raises :class:`UnavailableError` when another agent uses the directories, and what opening pools and store raises.
     """
-    _set_up_logging(config.log_level)
+    logs.set_up(config.log_level, config.log_format)
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]  # half a dozen descriptors are kept of each mount
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     for directory, mode in ((config.state_dir, 0o755), (config.run_dir, 0o755), (config.socket.parent, 0o755)):
@@ -189,7 +189,7 @@ async def _run(
     by_hand = ByHand(store=store, events=events, pools=pools, mounter=mounter, hazards=hazards, node=config.node_name)
     salvage = Salvage(store=store, pools=pools, shares=shares, mounter=mounter, provisioner=config.provisioners[0])
     requests = Requests()
-    metrics = Metrics(pools=pools, mounter=mounter, supervisor=supervisor, requests=requests)
+    metrics = Metrics(pools=pools, mounter=mounter, supervisor=supervisor, requests=requests, queues=controllers.queues)
     probes = Probes(pools=pools, supervisor=supervisor, metrics=metrics)
     api = Api(
         store=store,
@@ -223,7 +223,15 @@ async def _run(
     if config.csi is not None:
         from agent.csi.server import serve as serve_csi  # noqa: PLC0415 - grpcio takes 15 MiB, and most do without
 
-        csi = partial(serve_csi, config.csi, pools=pools, mounter=mounter, supervisor=supervisor, hazards=hazards)
+        csi = partial(
+            serve_csi,
+            config.csi,
+            pools=pools,
+            mounter=mounter,
+            supervisor=supervisor,
+            hazards=hazards,
+            requests=requests,
+        )
         await nursery.start(partial(csi, nursery=nursery, node=config.node_name, ready=lambda: probes.ready, step=step))
     if config.plugin is not None:
         driver = Driver(
@@ -234,7 +242,7 @@ async def _run(
             provisioners=config.provisioners,
             step=step,
         )
-        await nursery.start(serve_plugin, config.plugin, driver, stop.wait)
+        await nursery.start(serve_plugin, config.plugin, driver, requests, stop.wait)
     if config.metrics is not None:
         await nursery.start(probes.serve, config.metrics, stop.wait)
     await nursery.start(_serve_api, api, listener, stop, nursery)
@@ -363,13 +371,3 @@ def _make(directory: Path, mode: int) -> None:
 def _used(pid: str, state_dir: Path) -> UnavailableError:
     """Two agents on one state would undo each other's work."""
     return UnavailableError(f"Another agent (pid {pid}) uses {state_dir}: stop it, or choose another --state-dir.")
-
-
-def _set_up_logging(level: str) -> None:
-    """Log to standard error, unless somebody (a test) has set logging up already."""
-    root = logging.getLogger()
-    if not any(isinstance(h, logging.StreamHandler) for h in root.handlers):
-        handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-        root.addHandler(handler)
-    root.setLevel(level.upper())

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import trio
 
 import fusevol
+from agent.controllers.queue import WorkQueue
 from agent.pools import Pools
 from agent.supervisor import Supervisor
 from agent.tally import BOUNDS, Durations, Requests
@@ -61,17 +62,28 @@ class Seen:
     """None: it has not answered."""
     servers: list[ServerSeen] = field(default_factory=list)
     requests: Mapping[tuple[str, str, int], int] = field(default_factory=dict)
+    calls: Mapping[tuple[str, str, str], Durations] = field(default_factory=dict)
+    queues: Mapping[str, int] = field(default_factory=dict)
     provisioning: Mapping[tuple[str, str], Durations] = field(default_factory=dict)
 
 
 class Metrics:
     """For the trio loop."""
 
-    def __init__(self, *, pools: Pools, mounter: Mounter, supervisor: Supervisor, requests: Requests) -> None:
+    def __init__(
+        self,
+        *,
+        pools: Pools,
+        mounter: Mounter,
+        supervisor: Supervisor,
+        requests: Requests,
+        queues: Sequence[WorkQueue[Any]],
+    ) -> None:
         self._pools = pools
         self._mounter = mounter
         self._supervisor = supervisor
         self._requests = requests
+        self._queues = queues
         self.ready = False
         """Whether the agent's start is over."""
 
@@ -87,6 +99,8 @@ class Metrics:
             keeper=self._supervisor.keeper is not None,
             attachments=len(list(self._mounter.attachments)),
             requests=dict(self._requests.found),
+            calls=dict(self._requests.took),
+            queues={queue.name: queue.depth for queue in self._queues},
             provisioning=dict(self._pools.provisioning.found),
             pools=dict.fromkeys(self._pools.names),
         )
@@ -197,6 +211,15 @@ def families(seen: Seen) -> list[Metric]:
     ):
         values = [(s.labels, _number(s.status, section, word)) for s in servers]
         gauge(f"server_{name}", help_text, _VOLUME, values)
+    for word, help_text in (
+        ("operations", "Operations of programs that this server has begun."),
+        ("refused", "Those for which there was no room: by the volume's limits, or since its pool is full."),
+    ):
+        counter = CounterMetricFamily(f"fusevol_server_{word}", help_text, labels=_VOLUME)
+        for server in servers:
+            if (value := _number(server.status, "stats", word)) is not None:
+                counter.add_metric(server.labels, value)
+        found.append(counter)
     takeovers = CounterMetricFamily(
         "fusevol_server_takeovers", "How often another process went on in the place of one that ended.", labels=_VOLUME
     )
@@ -210,6 +233,15 @@ def families(seen: Seen) -> list[Metric]:
     for (method, operation, code), count in sorted(seen.requests.items()):
         requests.add_metric([method, operation, str(code)], count)
     found.append(requests)
+
+    depths = [([name], depth) for name, depth in seen.queues.items()]
+    gauge("queue_depth", "Objects that controllers have to look at.", ["queue"], depths)
+    calls = HistogramMetricFamily(
+        "fusevol_call_seconds", "How long calls took, by door and answer.", labels=["door", "operation", "code"]
+    )
+    for words, durations in sorted(seen.calls.items()):
+        calls.add_metric(words, _buckets(durations), durations.sum)
+    found.append(calls)
 
     provisioning = HistogramMetricFamily(
         "fusevol_provisioning_seconds", "How long making a volume took.", labels=["pool", "result"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -45,11 +46,21 @@ class Timings:
 
 
 class Requests:
-    """Requests by method, operation and status. For the trio loop."""
+    """Requests by method, operation and status, and how long the calls of all doors took. For any thread."""
 
     def __init__(self) -> None:
         self.found: Counter[tuple[str, str, int]] = Counter()
+        """Those of the API."""
+        self.took: dict[tuple[str, str, str], Durations] = {}
+        """By door (``api``, ``csi``, ``plugin``), operation and code."""
+        self._lock = threading.Lock()
 
-    def add(self, method: str, operation: str, code: int) -> None:
-        """One more that was answered."""
+    def add(self, method: str, operation: str, code: int, seconds: float) -> None:
+        """One more that the API has answered."""
         self.found[method, operation, code] += 1
+        self.call("api", operation, str(code), seconds)
+
+    def call(self, door: str, operation: str, code: str, seconds: float) -> None:
+        """One more call that was answered."""
+        with self._lock:
+            self.took.setdefault((door, operation, code), Durations()).add(seconds)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import logging
+import re
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -12,6 +15,7 @@ import trio
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
+from agent.logs import about
 from agent.tally import Requests
 from fusevol.errors import FusevolError, UsageError
 
@@ -69,6 +73,7 @@ def mapped(e: FusevolError) -> JSONResponse:
     return failure(e.http_status, e.reason, e.message)
 
 
+_numbers = itertools.count(1)
 Handler = Callable[[Request], Awaitable[Response]]
 
 
@@ -77,9 +82,15 @@ def guarded(handler: Handler, requests: Requests) -> Handler:
 
     @functools.wraps(handler)
     async def counted(request: Request) -> Response:
-        response = await answer(request)
-        requests.add(request.method, handler.__name__, response.status_code)
-        return response
+        with about(request=f"api-{next(_numbers)}"):
+            began = time.monotonic()
+            response = await answer(request)
+            took = time.monotonic() - began
+            requests.add(request.method, handler.__name__, response.status_code, took)
+            level = logging.DEBUG if request.method == "GET" else logging.INFO
+            what = re.sub(r"[^!-~]", "?", request.url.path)[:128]
+            log.log(level, "API call %s %s: %d, %.0f ms", request.method, what, response.status_code, took * 1000)
+            return response
 
     async def answer(request: Request) -> Response:
         try:

@@ -75,6 +75,7 @@ def _agent(commands: Commands) -> None:
         "--plugin-socket", metavar="PATH", help="serve docker's and podman's volume plugin there (default: not at all)"
     )
     parser.add_argument("--log-level", metavar="LEVEL", help="debug, info, warning or error (default: info)")
+    parser.add_argument("--log-format", metavar="FORMAT", help="text, or json: one object a line (default: text)")
 
 
 def _apply(commands: Commands) -> None:

@@ -19,6 +19,7 @@ def command(options: Namespace) -> int:
         "socket": str(options.socket) if options.socket else None,
         "pool": ",".join(options.pools) or None,
         "log_level": options.log_level,
+        "log_format": options.log_format,
         "transport": options.transport,
         "io_uring": options.io_uring,
         "csi_socket": options.csi_socket,

@@ -128,6 +128,11 @@ class Controllers:
         return again
 
     @property
+    def queues(self) -> tuple[WorkQueue[Any], ...]:
+        """All queues of work, that of mounts included."""
+        return (*self._queues, self._heal)
+
+    @property
     def _queues(self) -> tuple[WorkQueue[Key], ...]:
         return (self.claims, self.volumes, self.pods, self.snapshots, self.contents, self.schedules)
 

@@ -12,6 +12,7 @@ from typing import Generic, TypeVar
 
 import trio
 
+from agent.logs import about
 from fusevol.errors import ConflictError, FusevolError
 
 log = logging.getLogger(__name__)
@@ -61,6 +62,11 @@ class WorkQueue(Generic[K]):
         for key in list(self._timers):
             self.add(key)
 
+    @property
+    def depth(self) -> int:
+        """Keys that wait or are worked on, without those that wait for their next try."""
+        return len(self._waiting) + len(self._running)
+
     def settled(self) -> bool:
         """Whether nothing waits or runs (retries that are not due do not count)."""
         return not self._waiting and not self._running
@@ -88,7 +94,8 @@ class WorkQueue(Generic[K]):
             self._running.add(key)
             delay: float | None = None
             try:
-                delay = await self._handle(key)
+                with about(object="/".join(key) if isinstance(key, tuple) else str(key)):
+                    delay = await self._handle(key)
                 self._failures.pop(key, None)
             except ConflictError as e:
                 log.debug("%s %s: %s", self.name, key, e)

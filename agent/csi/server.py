@@ -25,6 +25,7 @@ from google.protobuf.message import Message
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")  # nothing here forks and goes on with gRPC
 import grpc
 
+from agent import logs
 from agent.api.listener import LONGEST, remove_stale
 from agent.csi import csi_pb2 as pb
 from agent.csi.controller import Controller
@@ -39,6 +40,7 @@ from agent.hazard import Hazards
 from agent.pools import Pools
 from agent.steps import Step, no_step
 from agent.supervisor import Supervisor
+from agent.tally import Requests
 from agent.volumes.mounter import Mounter
 from fusevol.errors import FusevolError, UsageError
 
@@ -66,13 +68,14 @@ async def serve(
     mounter: Mounter,
     supervisor: Supervisor,
     hazards: Hazards,
+    requests: Requests,
     nursery: trio.Nursery,
     node: str,
     ready: Callable[[], bool],
     step: Step = no_step,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve the driver until cancelled; copies that outlast their call go on in *nursery*.
+    """Serve the driver until cancelled; copies that outlast their call go on in *nursery*, *requests* counts calls.
 
     Raises :class:`UsageError` or :class:`UnavailableError` for its socket.
     """
@@ -85,7 +88,7 @@ async def serve(
         "GroupController": GroupController(volumes, locks, Jobs(nursery)),
         "Node": on_node,
     }
-    bridge = _Bridge(trio.lowlevel.current_trio_token())
+    bridge = _Bridge(trio.lowlevel.current_trio_token(), requests)
     server = grpc.server(
         ThreadPoolExecutor(CALLS, thread_name_prefix="csi"),
         maximum_concurrent_rpcs=CALLS,
@@ -147,8 +150,9 @@ def _open(server: grpc.Server, endpoint: Path) -> None:
 class _Bridge:
     """Carries calls from gRPC's threads to the loop."""
 
-    def __init__(self, token: trio.lowlevel.TrioToken) -> None:
+    def __init__(self, token: trio.lowlevel.TrioToken, requests: Requests) -> None:
         self._token = token
+        self._requests = requests
         self._numbers = itertools.count(1)
 
     def handlers(self, service: str, implementation: object) -> grpc.GenericRpcHandler:
@@ -167,8 +171,13 @@ class _Bridge:
 
     def _unary(self, name: str, call: Call) -> Callable[[Any, grpc.ServicerContext], Message]:
         def answer(request: Any, context: grpc.ServicerContext) -> Message:
-            number, began = next(self._numbers), time.monotonic()
+            number = next(self._numbers)
             about = str(getattr(request, "volume_id", "") or getattr(request, "name", ""))
+            with logs.about(request=f"csi-{number}", volume=_shown(about)):
+                return respond(request, context, number, about)
+
+        def respond(request: Any, context: grpc.ServicerContext, number: int, about: str) -> Message:
+            began = time.monotonic()
             try:
                 response = self._run(call, request, context)
             except Refused as e:
@@ -186,10 +195,12 @@ class _Bridge:
             else:
                 level = logging.DEBUG if name in _QUIET or "Get" in name else logging.INFO
                 log.log(level, "CSI call %d: %s of %s: OK, %.0f ms", number, name, _shown(about), _ms(began))
+                self._requests.call("csi", name, "OK", time.monotonic() - began)
                 return response
             log.info(
                 "CSI call %d: %s of %s: %s, %.0f ms: %s", number, name, _shown(about), code.name, _ms(began), message
             )
+            self._requests.call("csi", name, code.name, time.monotonic() - began)
             _abort(context, code, message)
 
         return answer

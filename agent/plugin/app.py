@@ -5,9 +5,10 @@ A failure is one sentence in ``Err``, with a status that is not 200, since podma
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, Final
 
 from starlette.applications import Starlette
@@ -16,8 +17,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from agent import logs
 from agent.api.status import body
 from agent.plugin.driver import Driver
+from agent.tally import Requests
 from fusevol.errors import FusevolError
 
 Obj = dict[str, Any]
@@ -31,7 +34,7 @@ class _Answer(JSONResponse):
     media_type = "application/vnd.docker.plugins.v1.1+json"
 
 
-def app(driver: Driver) -> Starlette:
+def app(driver: Driver, requests: Requests) -> Starlette:
     """The ASGI application."""
 
     async def activate(_: Obj) -> Obj:
@@ -64,6 +67,7 @@ def app(driver: Driver) -> Starlette:
     async def listed(_: Obj) -> Obj:
         return {"Volumes": await driver.list()}
 
+    numbers = itertools.count(1)
     calls: dict[str, Call] = {
         "Plugin.Activate": activate,
         "VolumeDriver.Capabilities": capabilities,
@@ -76,21 +80,31 @@ def app(driver: Driver) -> Starlette:
         "VolumeDriver.List": listed,
     }
     return Starlette(
-        routes=[Route(f"/{name}", _answering(name, call), methods=["POST"]) for name, call in calls.items()],
+        routes=[
+            Route(f"/{name}", _answering(name, call, numbers, requests), methods=["POST"])
+            for name, call in calls.items()
+        ],
         exception_handlers={HTTPException: _http_error},
     )
 
 
-def _answering(name: str, call: Call) -> Callable[[Request], Awaitable[Response]]:
+def _answering(
+    name: str, call: Call, numbers: Iterator[int], requests: Requests
+) -> Callable[[Request], Awaitable[Response]]:
     short = name.partition(".")[2]
 
     async def answer(request: Request) -> Response:
+        with logs.about(request=f"plugin-{next(numbers)}"):
+            return await respond(request)
+
+    async def respond(request: Request) -> Response:
         began = time.monotonic()
         about = ""
         try:
             given = await body(request)
             about = repr(str(given.get("Name", "")))[:80]
-            response, said = _Answer({**await call(given), "Err": ""}), "OK"
+            with logs.about(volume=about):
+                response, said = _Answer({**await call(given), "Err": ""}), "OK"
         except FusevolError as e:
             response, said = _failed(e.http_status, e.message), e.message
         except OSError as e:
@@ -101,7 +115,9 @@ def _answering(name: str, call: Call) -> Callable[[Request], Awaitable[Response]
             said = "An unexpected error: see the agent's log."
             response = _failed(500, said)
         level = logging.DEBUG if short in _QUIET else logging.INFO
-        log.log(level, "Plugin call %s of %s: %s, %.0f ms", short, about, said, (time.monotonic() - began) * 1000)
+        took = time.monotonic() - began
+        log.log(level, "Plugin call %s of %s: %s, %.0f ms", short, about, said, took * 1000)
+        requests.call("plugin", short, str(response.status_code), took)
         return response
 
     return answer

@@ -14,6 +14,7 @@ from agent.api import serving
 from agent.api.listener import listen
 from agent.plugin.app import app
 from agent.plugin.driver import Driver
+from agent.tally import Requests
 from fusevol.errors import UsageError
 
 log = logging.getLogger(__name__)
@@ -22,15 +23,19 @@ log = logging.getLogger(__name__)
 async def serve(
     path: Path,
     driver: Driver,
+    requests: Requests,
     stop: Callable[[], Awaitable[None]],
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve *driver* at *path*, mode 0600, until *stop* returns. Raises :class:`UsageError` for the path."""
+    """Serve *driver* at *path*, mode 0600, until *stop* returns; *requests* counts its calls.
+
+    Raises :class:`UsageError` for the path.
+    """
     with _listening(path) as listener:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(driver.tidy)
-            await nursery.start(serving.serve, app(driver), listener, stop)
+            await nursery.start(serving.serve, app(driver, requests), listener, stop)
             log.info("Volume plugin on %s.", path)
             task_status.started()
 

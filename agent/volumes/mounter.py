@@ -19,6 +19,7 @@ from weakref import WeakValueDictionary
 import trio
 
 from agent.hazard import Hazards
+from agent.logs import about
 from agent.patience import Patience
 from agent.pools import Pools
 from agent.steps import Step, no_step
@@ -124,6 +125,15 @@ class Mounter:
 
         Raises :class:`ConflictError` if the target shows something else; when it fails, a new attachment is undone.
         """
+        with about(volume=wanted.volume, target=wanted.target):
+            return await self._attach(wanted, prepare, check)
+
+    async def _attach(
+        self,
+        wanted: Attachment,
+        prepare: Callable[[], Awaitable[object]] | None,
+        check: Callable[[], None] | None,
+    ) -> Attachment:
         async with self.lock(wanted):
             known = self._attachments.find(wanted.target)
             if known is not None and not known.same(wanted):
@@ -161,9 +171,10 @@ class Mounter:
         row = self._attachments.find(target)
         if row is None:
             return
-        async with self.lock(row):
-            if self._attachments.find(target) == row:
-                await self._detached(row)
+        with about(volume=row.volume, target=target):
+            async with self.lock(row):
+                if self._attachments.find(target) == row:
+                    await self._detached(row)
 
     def died(self, name: str) -> None:
         """Take note of the death of a volume's server, which :meth:`heal` is to replace."""

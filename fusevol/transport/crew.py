@@ -98,6 +98,8 @@ class Crew(ABC):
         self._waiting: list[Worker] = []
         self._count = 0
         self._peak = 0
+        self._served = 0
+        """Requests that threads which have ended had begun, without what was put off and done by any."""
         self._closing = False
         self._over = threading.Event()
         self._done = threading.Event()
@@ -126,6 +128,12 @@ class Crew(ABC):
             return sum(worker.loose for worker in self._workers)
 
     @property
+    def served(self) -> int:
+        """How many requests were begun."""
+        with self._mutex:
+            return self._served + sum(worker.serial for worker in self._workers)
+
+    @property
     def peak(self) -> int:
         """The most threads that there ever were."""
         return self._peak
@@ -152,6 +160,7 @@ class Crew(ABC):
             return False
         worker.tidying = True
         self.began(worker)
+        self._served -= 1  # only the leader is here
         self._tidy()
         self.lead()
         worker.tidying = False
@@ -306,6 +315,7 @@ class Crew(ABC):
         finally:
             with self._mutex:
                 self._count -= 1
+                self._served += worker.serial
                 self._workers.discard(worker)
                 last = self._count == 0
             if last:

@@ -69,6 +69,8 @@ def _handler(
         try:
             return method(self, *args, **kwargs)
         except OSError as e:
+            if e.errno in {errno.ENOSPC, errno.EDQUOT}:
+                self.refused += 1
             raise pyfuse3.FUSEError(e.errno or errno.EIO) from None
         except pyfuse3.FUSEError:
             raise
@@ -101,6 +103,8 @@ class Adapter(pyfuse3.Operations):
         """Called when the kernel has said hello: the mount is usable from then on."""
         self.fs = fs
         self.enable_acl = enable_acl
+        self.refused = 0
+        """Operations for which there was no room: by the volume's limits, or since its pool is full."""
         self.pump = Pump(hangs, self.told, spin_us=spin_us)
         self._entry, self._attr, self._negative, self._keep_pages = fs.cache
         self._absent = absent(self._negative) if self._negative > 0 else None
@@ -395,7 +399,13 @@ class Session:
     def describe(self) -> dict[str, object]:
         """What goes on, for a status."""
         pump = self._pump
-        return {"under_way": pump.under_way, "threads": pump.threads, "threads_peak": pump.peak}
+        return {
+            "operations": pump.served,
+            "refused": self._adapter.refused,
+            "under_way": pump.under_way,
+            "threads": pump.threads,
+            "threads_peak": pump.peak,
+        }
 
     def hold(self, patience: float, limit: float) -> bool:
         """Hold requests up; see :class:`Gate`."""

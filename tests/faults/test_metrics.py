@@ -77,14 +77,21 @@ def test_a_volume_in_use(agent: Watched) -> None:
     api.mount(agent, "data", target)
     before = agent.metrics()
     (target / "f").write_bytes(b"x" * (1 << 20))
+    middle = agent.metrics()
     (server,) = agent.servers()
     os.kill(server, signal.SIGKILL)
     eventually(lambda: not alive(server) and agent.servers() not in ([], [server]), what="another server goes on")
     eventually(lambda: agent.metrics()("server_takeovers_total", "data") == 1, what="the takeover is counted")
+    with pytest.raises(OSError, match="No space left"):
+        (target / "large").write_bytes(b"x" * (9 << 20))
     after = agent.metrics()
 
+    assert after("server_refused_total", "data") >= 1
+    assert after("server_operations_total", "data") > 10
+    assert after("call_seconds_count", "api", "apply", "200") == 1
+    assert after("queue_depth", "claim") == 0
     assert after("volume_limit_bytes", "data") == 8 << 20
-    assert after("volume_used_bytes", "data") - before("volume_used_bytes", "data") == 1 << 20
+    assert middle("volume_used_bytes", "data") - before("volume_used_bytes", "data") == 1 << 20
     assert after("provisioning_seconds_count", "default", "ok") == 1
     assert after("pool_provisioned_bytes", "default") == 8 << 20
     assert after("api_requests_total", "POST", "apply", "200") == 1
@@ -179,6 +186,7 @@ def test_a_stopped_server_holds_up_no_scrape(agent: Watched) -> None:
     finally:
         os.kill(server, signal.SIGCONT)
 
+    assert agent.metrics()("call_seconds_count", "plugin", "Mount", "200") == 1
     assert during("server_answers", "plugin.data") == 0
     assert took < 6
     assert agent.metrics()("server_answers", "plugin.data") == 1

@@ -74,6 +74,9 @@ def handles(op: Op, layout: Struct = p.EMPTY) -> Callable[[Handler], Handler]:
     return enter
 
 
+_NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+
 class Operations:
     """All requests of one mount but INIT. Thread-safe, as the filesystem is."""
 
@@ -94,6 +97,8 @@ class Operations:
         if policy.negative > 0:
             whole, nano = p.seconds(policy.negative)
             self._absent = p.ENTRY_OUT.pack(0, 0, whole, 0, nano, 0) + bytes(p.ATTR.size)
+        self.refused = 0
+        """Operations for which there was no room: by the volume's limits, or since its pool is full."""
         self._bugs: set[tuple[str, str]] = set()
         layouts = dict(_LAYOUTS)
         if not setxattr_ext:
@@ -119,6 +124,8 @@ class Operations:
             return handler(node, unpack(argument, at), rest, ids)
         except OSError as e:
             number = e.errno or errno.EIO
+            if number in _NO_ROOM:
+                self.refused += 1
             return number if number < _ERRNO_END else errno.EIO
         except (StructError, OverflowError):  # the latter: an offset or flags that no system call takes
             return errno.EINVAL

@@ -212,6 +212,7 @@ class Session:
                 self._give_up_io_uring(lever, e.strerror or str(e))
         # beside rings it has little to do, and spinning would keep them from their CPU
         seldom, spin_us = self._rings is not None, options.spin_us if self._rings is None else 0
+        self._operations = operations
         self._reader = Reader(connection, operations, replay, hangs, spin_us=spin_us, seldom=seldom)
         if self._rings is not None:
             self._reader.gate = self._rings.gate
@@ -319,6 +320,8 @@ class Session:
         """What goes on, for a status."""
         rings = self._rings
         return {
+            "operations": self._reader.served + (rings.served if rings is not None else 0),
+            "refused": self._operations.refused,
             "under_way": self._under_way(),
             "threads": self._reader.threads + (rings.threads if rings is not None else 0),
             "threads_peak": self._reader.peak,

@@ -138,7 +138,7 @@ def entry_size(max_write: int) -> int:
 class _Slot:
     """One entry: its thread, its buffers."""
 
-    __slots__ = ("address", "busy", "header", "payload", "queue", "registered", "thread")
+    __slots__ = ("address", "busy", "header", "payload", "queue", "registered", "served", "thread")
 
     def __init__(self, region: Region, index: int, size: int, queue: int | None) -> None:
         start = index * (_PAGE + size)
@@ -151,6 +151,8 @@ class _Slot:
         self.queue = queue
         self.busy = 0.0
         """When the operation that it carries out began; 0 if there is none."""
+        self.served = 0
+        """How many operations it has begun."""
         self.thread: threading.Thread | None = None
         self.registered = False
         _IOVEC.pack_into(self.header, _IOVECS, self.address, _HEADER_SIZE, self.address + _PAGE, size)
@@ -277,6 +279,11 @@ class Rings:
         """How many operations are being carried out."""
         return sum(slot.busy > 0 for slot in list(self._slots))
 
+    @property
+    def served(self) -> int:
+        """How many operations were begun."""
+        return sum(slot.served for slot in list(self._slots))
+
     def close(self, seconds: float) -> bool:
         """The connection is over: wait up to *seconds* for the threads; ``False`` if some hang in an operation."""
         self._closing = True
@@ -390,6 +397,7 @@ class Rings:
 
     def _carry_out(self, slot: _Slot, commit: int, *, again: bool = False) -> None:
         """Carry the request in the entry out, and put the answer in its place."""
+        slot.served += 1
         header, replay = slot.header, self._replay
         _size, op, unique, node, uid, gid, pid, _extensions = p.IN_HEADER.unpack_from(header)
         ids = (uid, gid, pid)
