@@ -31,8 +31,10 @@ from agent.ready import Progress, ReadyPipe
 from agent.server import Server
 from agent.steps import Step, no_step
 from fusevol.errors import ConflictError, TimeoutExpiredError, UnavailableError
+from fusevol.server.memory import counted
 from fusevol.server.spec import MountSpec
 from fusevol.transport import mount
+from fusevol.usage import Usage
 
 Obj = dict[str, Any]
 ATTEMPTS = 5
@@ -72,6 +74,9 @@ class Supervisor(Protocol):
     async def upgrade(self) -> Upgrade:
         """Have all volumes served by the code that is installed now. Raises :class:`UnavailableError`; nothing has
         changed then."""
+
+    def counted(self, mount_id: str) -> Usage | None:
+        """What the ledger of a mount counts now, without asking its server; None where only that can tell."""
 
     async def ask(self, mount_id: str, request: Obj, seconds: float = 10.0) -> Obj:
         """One request on a server's control socket, answered within *seconds*. Raises :class:`UnavailableError`."""
@@ -291,6 +296,11 @@ class KeeperSupervisor:
     async def upgrade(self) -> Upgrade:
         """By the keeper: a new one takes over. Servers that cannot be followed stay as they are."""
         return await self._keeper.upgrade()
+
+    def counted(self, mount_id: str) -> Usage | None:
+        """What the ledger has written into the memory of which a copy is kept here."""
+        server = self._following.servers.get(mount_id)
+        return counted(server.spare.session) if server is not None and server.spare is not None else None
 
     async def ask(self, mount_id: str, request: Obj, seconds: float = 10.0) -> Obj:
         """One request, bounded by *seconds*. Asked again of the next server if this one dies."""

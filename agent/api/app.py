@@ -105,14 +105,16 @@ class Api:
         used: dict[str, int] = {}
         claims = {o["metadata"]["uid"] for o in self._store.list("PersistentVolumeClaim")}
 
-        async def ask(volume: Obj, name: str) -> None:
-            found = await self._mounter.usage(name)
-            if found is None:
-                return
-            used[volume["metadata"]["uid"]] = found[0]
+        def note(volume: Obj, count: int) -> None:
+            used[volume["metadata"]["uid"]] = count
             uid = (volume["spec"].get("claimRef") or {}).get("uid")
             if isinstance(uid, str) and uid in claims:
-                used[uid] = found[0]
+                used[uid] = count
+
+        async def ask(volume: Obj, name: str) -> None:
+            found = await self._mounter.usage(name)
+            if found is not None:
+                note(volume, found[0])
 
         async with trio.open_nursery() as nursery:
             for volume in self._store.list("PersistentVolume"):
@@ -120,7 +122,9 @@ class Api:
                     name = mount_id(*parse_handle(str(handle_of(volume))))
                 except InvalidError:
                     continue
-                if name in self._supervisor.servers:
+                if (counted := self._supervisor.counted(name)) is not None:
+                    note(volume, counted.used_bytes)
+                elif name in self._supervisor.servers:
                     nursery.start_soon(ask, volume, name)
         return JSONResponse(used)
 

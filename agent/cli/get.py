@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from agent.cli import listings, output, sorting
@@ -22,6 +22,7 @@ from fusevol import objects
 from fusevol.errors import EXIT_OK, FusevolError, NotFoundError, UsageError, by_reason
 
 Obj = dict[str, Any]
+_SHOWING_USE = {"PersistentVolume", "PersistentVolumeClaim"}
 
 
 def command(options: Namespace) -> int:
@@ -110,7 +111,7 @@ class _Get:
         return found, failure
 
     def _tables(self, groups: Sequence[tuple[objects.Kind, list[Obj]]]) -> None:
-        usage = usage_of(self._client)
+        usage = usage_of(self._client, [kind for kind, _ in groups])
         blocks = []
         for kind, found in groups:
             headers, rows = self._rows(kind, found, usage, prefix=len(groups) > 1)
@@ -159,13 +160,15 @@ class _Get:
             separator = "" if first or self._output == "json" else "---\n"
             text = separator + "\n".join(objects.dump(o, self._output).rstrip("\n") for o in found)
         else:
-            headers, rows = self._rows(kind, found, usage_of(self._client))
+            headers, rows = self._rows(kind, found, usage_of(self._client, [kind]))
             text = output.table(headers if not widths else [], rows, widths)
         if text:
             print(text, flush=True)
 
 
-def usage_of(client: Client) -> dict[str, int]:
-    """Used bytes by the uid of a claim or a volume."""
+def usage_of(client: Client, kinds: Iterable[objects.Kind]) -> dict[str, int]:
+    """Used bytes by the uid of a claim or a volume, if tables of *kinds* show any."""
+    if not any(kind.name in _SHOWING_USE for kind in kinds):
+        return {}
     used: dict[str, int] = client.request("GET", path_of("usage"))
     return used

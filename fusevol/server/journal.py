@@ -25,6 +25,7 @@ import logging
 import os
 import threading
 from collections.abc import Sequence
+from struct import Struct
 from typing import Final
 
 from fusevol.fs.memory import GONE, UNKNOWN, Unfinished
@@ -36,13 +37,14 @@ log = logging.getLogger(__name__)
 ENTRIES: Final = 2048
 """More than there can be threads that carry requests out."""
 ENTRY_SIZE: Final = 384
-COUNTERS_SIZE: Final = 48
 CHARGED: Final = 7
 MOVING: Final = 6
 """Words in the record of a node."""
 
 # words of the counters
 _VALID, _BYTES, _INODES, _LIMIT_BYTES, _LIMIT_INODES, _HIGH = range(6)
+_COUNTERS: Final = Struct("=6q")
+COUNTERS_SIZE: Final = _COUNTERS.size
 _NO_LIMIT: Final = -1
 _ALL: Final = (1 << 64) - 1
 
@@ -132,6 +134,18 @@ class Entry:
                 words[(words[place] >> 3) + CHARGED] = charged
             place += 2
         words[at] = 0
+
+
+def glance(counters: bytes) -> Usage | None:
+    """What *counters*, a copy of that part of a memory, count; ``None`` where nobody counts there, or nobody yet.
+
+    Each word is of its own moment, and whoever counts may be at work meanwhile.
+    """
+    valid, used_bytes, used_inodes, *limits, _high = _COUNTERS.unpack(counters)
+    if not valid or used_bytes < 0 or used_inodes < 0:
+        return None
+    limit_bytes, limit_inodes = (None if limit == _NO_LIMIT else limit for limit in limits)
+    return Usage(used_bytes, used_inodes, limit_bytes, limit_inodes)
 
 
 class Journal:

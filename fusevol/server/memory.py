@@ -18,9 +18,10 @@ from typing import Final, Self
 
 from fusevol.errors import UnavailableError
 from fusevol.fs.memory import FileRecord, NodeRecord
-from fusevol.server.journal import ENTRIES, ENTRY_SIZE, Journal
+from fusevol.server.journal import COUNTERS_SIZE, ENTRIES, ENTRY_SIZE, Journal, glance
 from fusevol.server.parking import ParkingLot
 from fusevol.server.table import Table
+from fusevol.usage import Usage
 
 VERSION: Final = 2
 """The layout of new memories."""
@@ -47,6 +48,19 @@ _GENERATION, _DEVICE, _INODE, _LOOKUPS, _UNLINKED, _MOVING = range(1, 7)
 """Words in the record of a node; its key is word 0."""
 _BACKING: Final = 3
 """The word in the record of a file."""
+
+
+def counted(fd: int) -> Usage | None:
+    """What the ledger of a session memory counts, without asking who counts; ``None`` where that is not known."""
+    data = os.pread(fd, _COUNTERS_AT + COUNTERS_SIZE, 0)
+    if len(data) < _COUNTERS_AT + COUNTERS_SIZE or _layout(data) not in READABLE:
+        return None
+    return glance(data[_COUNTERS_AT:])
+
+
+def _layout(header: bytes) -> int | None:
+    """The version of a memory that begins with *header*, ``None`` if it is none."""
+    return _HEADER.unpack_from(header)[1] if len(header) >= _HEADER.size and header[:8] == _MAGIC else None
 
 
 def _generation(record: NodeRecord) -> int:
@@ -102,8 +116,7 @@ class SessionMemory:
     @staticmethod
     def check(fd: int) -> None:
         """Raise :class:`UnavailableError` unless this code can go on with the memory behind *fd*."""
-        header = os.pread(fd, _HEADER.size, 0)
-        found = _HEADER.unpack(header)[1] if len(header) == _HEADER.size and header[:8] == _MAGIC else None
+        found = _layout(os.pread(fd, _HEADER.size, 0))
         if found not in READABLE:
             raise UnavailableError(
                 f"Its session memory has layout {found}, this version reads {', '.join(map(str, sorted(READABLE)))}: "

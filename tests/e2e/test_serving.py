@@ -285,3 +285,19 @@ def test_io_uring_cannot_be_switched_on(workdir: Path, logs: LogCheck) -> None:
     assert len(said) == 1
     assert "Read-only file system), so requests come over /dev/fuse: run `echo Y` into that file" in said[0]
     assert not server["io_uring"]
+
+
+def test_use_is_known_without_the_server(agent: Agent) -> None:
+    """What a claim uses is shown though its volume server does nothing at all."""
+    target = agent.directory / "mnt"
+    api.make_claim(agent, "data")
+    api.mount(agent, "data", target)
+    (target / "file").write_bytes(b"x" * (1 << 20))
+    (pid,) = api.servers(agent).values()
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        shown = agent.ok("get", "pvc", "data", timeout=4).splitlines()
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+    assert dict(zip(re.split(" {3,}", shown[0]), re.split(" {3,}", shown[1]), strict=True))["USED"] == "1Mi"

@@ -9,7 +9,7 @@ import pytest
 
 from fusevol.fs.memory import GONE, UNCOUNTED, UNKNOWN, Unfinished
 from fusevol.server.journal import ENTRIES, Journal
-from fusevol.server.memory import SessionMemory
+from fusevol.server.memory import SessionMemory, counted
 from fusevol.usage import Usage
 from tests.support.sudden import dies
 
@@ -41,6 +41,21 @@ def charges(memory: SessionMemory) -> dict[int, int]:
 
 
 BEFORE = {11: 1100, 12: 1200, 13: 1300, 14: 1400}
+
+
+def test_who_holds_a_memory_may_read_the_counters(memory: SessionMemory) -> None:
+    """By the descriptor alone: what is counted now; nothing while nobody counts, and nothing of another file."""
+    first = counted(memory.fd)
+    memory.journal.begin(()).commit(2000, 20)
+    second = counted(memory.fd)
+    memory.journal.distrust()
+    other = os.memfd_create("other")
+    os.write(other, bytes(4096))
+    nothing = [counted(memory.fd), counted(other)]
+    os.close(other)
+
+    assert (first, second) == (COUNTED, COUNTED._replace(used_bytes=2000, used_inodes=20))
+    assert nothing == [None, None]
 
 
 def test_a_commit_is_whole_or_not_there(memory: SessionMemory, heir: Callable[[], SessionMemory]) -> None:
