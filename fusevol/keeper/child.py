@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import gc
 import logging
 import os
 import traceback
@@ -41,6 +42,7 @@ def become(birth: Birth) -> NoReturn:
     The first thing that the reader of the ready pipe gets is ``PID <number>``: it then knows of this process even when
     the keeper dies before it has answered. Signal handlers are the interpreter's own, since a keeper installs none.
     """
+    gc.freeze()  # what the keeper has of its other mounts is nothing to look at: a collection writes to all it sees
     status = 1
     try:
         with contextlib.suppress(OSError):  # an agent that has gone does not keep a volume from being served
