@@ -227,7 +227,7 @@ class Controllers:
             case "VolumeSnapshotClass":
                 for snapshot in self._store.list("VolumeSnapshot"):
                     self.snapshots.add(objects.key(snapshot))
-            case "Pod":
+            case "Pod" if not self._pod_controller.wrote(obj):
                 self.pods.add(key)
                 for name in claims_of(obj):
                     self._wake(self.claims, Key("PersistentVolumeClaim", key.namespace, name))

@@ -62,11 +62,18 @@ class PodController:
         self._step = step
         self._strangers: set[str] = set()
         """Uids of Pods that are gone, and whose leftovers are being undone."""
+        self._written: dict[Key, str] = {}
+        """The versions that :meth:`_report` has written."""
+
+    def wrote(self, pod: Obj) -> bool:
+        """Whether *pod* is as this controller has just told its state: nothing in it asks for another look."""
+        return self._written.get(objects.key(pod)) == str(pod["metadata"]["resourceVersion"])
 
     async def reconcile(self, key: Key) -> None:
         """Bring a Pod's volumes in step with the Pod. Raises :class:`UnavailableError` when it must be tried again."""
         pod = self._store.find(key)
         if pod is None:
+            self._written.pop(key, None)
             return
         if being_deleted(pod):
             await self._torn_down(key, pod)
@@ -247,6 +254,7 @@ class PodController:
 
         new = await self._store.change(key, write, uid=pod["metadata"]["uid"])
         if new["status"] != pod.get("status"):
+            self._written[key] = new["metadata"]["resourceVersion"]
             self._step("Pod reported")
         for problem, text in told:
             await self._events.warning(pod, problem.reason, text)
