@@ -20,7 +20,7 @@ from fusevol.transport import mount
 from tests.support import api
 from tests.support.agent import Agent
 from tests.support.polling import eventually
-from tests.support.processes import descriptors, private_bytes
+from tests.support.processes import cpu_seconds, descriptors, private_bytes
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 
@@ -70,15 +70,10 @@ class Node:
     def serving(self, known: Collection[int] = ()) -> float:
         """Milliseconds of CPU that a volume server has used, of those that are not *known*."""
         new = [pid for pid in self.agent.processes() if pid not in known]
-        return statistics.quantiles((1e3 * _cpu_seconds(pid) for pid in new), n=4)[0]
+        return statistics.quantiles((1e3 * cpu_seconds(pid) for pid in new), n=4)[0]
 
     def _cpu(self) -> float:
-        return _cpu_seconds(self.agent.pid) + _cpu_seconds(self.keeper)
-
-
-def _cpu_seconds(pid: int) -> float:
-    """User and system time of a process: the clock that clock_getcpuclockid(3) would give."""
-    return time.clock_gettime((~pid << 3) | 2)
+        return cpu_seconds(self.agent.pid) + cpu_seconds(self.keeper)
 
 
 def _typical(costs: list[Cost]) -> Cost:
@@ -173,7 +168,7 @@ def test_many_volumes(agent: Agent) -> None:
     assert first.cpu < 30
     assert not _grew(first.cpu, last.cpu), (first, last)
     assert not _grew(early, late), (early, late)
-    assert idle < 6 * MIB
+    assert idle < 5.25 * MIB  # each has made a file
     assert after[2] - before[2] < 64 * MIB
     for who in ("agent", "keeper"):
         assert 1000 * float(numbers[f"descriptors per volume: {who}"]) < DESCRIPTORS / 2

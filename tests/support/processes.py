@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import time
 from pathlib import Path
 
 from fusevol.keeper.title import SERVER, UNDERSTUDY
@@ -24,6 +25,11 @@ def private_bytes(pid: int) -> int:
     """Memory that only this process has (Private_Clean + Private_Dirty of smaps_rollup, see proc_pid_smaps(5))."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines()
     return sum(int(line.split()[1]) << 10 for line in lines if line.startswith("Private_"))
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time of a process: the clock that clock_getcpuclockid(3) would give."""
+    return time.clock_gettime((~pid << 3) | 2)
 
 
 def descriptors(pid: int) -> dict[int, str]:
