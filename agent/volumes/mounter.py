@@ -209,6 +209,8 @@ class Mounter:
                     await self._tell(row, "VolumeServerFailed", message, True)
                 recent.clear()
                 return WINDOW
+            # first: while the volume cannot be had, who writes at its targets gets errors, and no empty directories
+            await self._held(rows[0])
             await self._detach_dead(rows)
             for row in rows:
                 await self._mounted(row)
@@ -318,7 +320,7 @@ class Mounter:
         point = self._directory / row.mount_id
         if row.mount_id in self._supervisor.servers:
             return point
-        volume = await self._pools.volume(row.pool, row.volume)
+        volume, lease = await self._held(row)
         await self._detach_dead(self._attachments.of_mount(row.mount_id))
         await _thread(lambda: point.mkdir(mode=0o755, parents=True, exist_ok=True))
         told = False
@@ -334,11 +336,16 @@ class Mounter:
                 await self._tell(row, "VolumeScan", message, False)
             log.info("%s: %d inodes counted", row.mount_id, inodes)
 
+        await self._supervisor.start(self._spec(row, volume, point, lease), progress)
+        return point
+
+    async def _held(self, row: Attachment) -> tuple[Volume, Tenancy | None]:
+        """The volume, with the lease on it where one is needed; no server of this node has it."""
+        volume = await self._pools.volume(row.pool, row.volume)
         lease = await self._pools.lease(row.pool, row.volume) if row.alone else None
         if lease is not None:
             self._step("lease taken")
-        await self._supervisor.start(self._spec(row, volume, point, lease), progress)
-        return point
+        return volume, lease
 
     def _spec(self, row: Attachment, volume: Volume, point: Path, lease: Tenancy | None) -> MountSpec:
         labels = {
