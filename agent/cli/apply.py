@@ -1,21 +1,42 @@
-"""``fusevol apply``."""
+"""``fusevol apply``, ``create`` and ``replace``."""
 
 from __future__ import annotations
 
 from argparse import Namespace
+from typing import Any
 
 from agent.cli import documents
-from agent.cli.resources import shown
+from agent.cli.resources import collection_path, path_to, shown
 from agent.client import Client, path_of
 from fusevol import objects
 from fusevol.errors import EXIT_OK
 
+Obj = dict[str, Any]
+
 
 def command(options: Namespace) -> int:
-    """Create or change what the files describe; nothing at all when one document of them is not valid."""
+    """Do it with all that the files describe; nothing at all when one document of them is not valid."""
     found = documents.read(options.files, options.namespace)
     client = Client(options.socket)
+    do = {"apply": _apply, "create": _create, "replace": _replace}[options.name]
     for obj in found:
-        answer = client.request("POST", path_of("apply"), obj)
-        print(shown(objects.find_kind(obj["kind"]), obj["metadata"]["name"]), answer["result"], flush=True)
+        result = do(client, obj)
+        print(shown(objects.find_kind(obj["kind"]), obj["metadata"]["name"]), result, flush=True)
     return EXIT_OK
+
+
+def _apply(client: Client, obj: Obj) -> str:
+    return str(client.request("POST", path_of("apply"), obj)["result"])
+
+
+def _create(client: Client, obj: Obj) -> str:
+    client.request("POST", collection_path(objects.find_kind(obj["kind"]), obj["metadata"].get("namespace")), obj)
+    return "created"
+
+
+def _replace(client: Client, obj: Obj) -> str:
+    """As it is in the file; what says no version is meant for whatever version there is."""
+    if "resourceVersion" not in obj["metadata"]:
+        obj["metadata"]["resourceVersion"] = client.request("GET", path_to(obj))["metadata"]["resourceVersion"]
+    client.request("PUT", path_to(obj), obj)
+    return "replaced"

@@ -14,7 +14,7 @@ from agent.cli.listings import LISTINGS
 from fusevol import objects
 from fusevol.errors import EXIT_OK
 
-_NAMED = {"get", "describe", "delete", "edit"}
+_NAMED = {"get", "describe", "delete", "edit", "label", "annotate", "patch", "wait"}
 """Commands that take a kind and names."""
 _CLAIMS = {"mount", "resize"}
 _PODS = {"logs", "exec", "restart"}

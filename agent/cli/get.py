@@ -7,7 +7,8 @@ from argparse import Namespace
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from agent.cli import listings, output, sorting
+from agent.cli import fieldpaths, listings, output, sorting, templates
+from agent.cli.grammar import TEMPLATES
 from agent.cli.resources import (
     DEFAULT_NAMESPACE,
     Selection,
@@ -30,8 +31,11 @@ def command(options: Namespace) -> int:
     chosen = selections(options.what)
     if options.selector and any(s.names for s in chosen):
         raise UsageError("Names and a selector cannot be given together: leave out one of them.")
+    own = options.output.partition("=")[0] in TEMPLATES
+    if own and (options.watch or any(s.word.lower() in listings.LISTINGS for s in chosen)):
+        raise UsageError("A template is for Kubernetes' objects, and without --watch: leave out one of them.")
     if options.sort_by is not None:
-        sorting.steps(options.sort_by)
+        fieldpaths.steps(options.sort_by)
         if options.watch:
             raise UsageError("A watch prints what changes as it comes: leave out --sort-by or --watch.")
     client = Client(options.socket)
@@ -55,7 +59,9 @@ class _Get:
 
     def __init__(self, client: Client, options: Namespace) -> None:
         self._client = client
-        self._output: str = options.output
+        self._output, _, template = options.output.partition("=")
+        self._template = templates.parse(template) if self._output == "jsonpath" else []
+        self._columns = templates.columns(template) if self._output == "custom-columns" else []
         self._watch: bool = options.watch
         self._selector: str | None = options.selector
         self._sort: str | None = options.sort_by
@@ -78,10 +84,16 @@ class _Get:
         if self._sort is not None:
             groups = [(kind, sorting.order(found, self._sort)) for kind, found in groups]
         everything = [o for _, found in groups for o in found]
-        if self._output in {"yaml", "json"}:
+        if self._output in {"yaml", "json", "jsonpath"}:
             single = sum(len(s.names) for s in chosen) == 1 and len(everything) == 1
-            if everything or not failure:
+            if self._output == "jsonpath":
+                whole = everything[0] if single else {"apiVersion": "v1", "kind": "List", "items": everything}
+                print(templates.render(self._template, whole), end="")
+            elif everything or not failure:
                 print(objects.dump(everything[0] if single else everything, self._output).rstrip("\n"))
+        elif self._output == "custom-columns":
+            rows = [[column.cell(obj) for column in self._columns] for obj in everything]
+            print(output.table([column.header for column in self._columns], rows))
         elif self._output == "name":
             for kind, found in groups:
                 for obj in found:
@@ -90,7 +102,7 @@ class _Get:
             self._tables([(k, f) for k, f in groups if f])
         if failure:
             raise failure
-        if not everything and self._output not in {"yaml", "json"}:
+        if not everything and self._output not in {"yaml", "json", "jsonpath"}:
             namespaced = any(objects.find_kind(s.word).namespaced for s in chosen)
             where = f" in {self._namespace} namespace" if namespaced and self._namespace else ""
             output.note(f"No resources found{where}.")

@@ -59,6 +59,28 @@ def file_options(parser: argparse.ArgumentParser, *, required: bool) -> None:
     )
 
 
+def which_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--all", action="store_true", dest="everything", help="all objects of the kind in the namespace"
+    )
+    parser.add_argument("-l", "--selector", metavar="SEL", help="those with these labels, such as app=web,!old")
+
+
+class Formats(tuple[str, ...]):
+    """The formats of ``get``; templates among them, whose text is the user's."""
+
+    __slots__ = ()
+
+    def __contains__(self, text: object) -> bool:
+        """Whether *text* is a format, or begins as one with a template."""
+        word, equals, template = str(text).partition("=")
+        return word in tuple(self) and bool(equals and template) == (word in TEMPLATES)
+
+
+TEMPLATES = ("jsonpath", "custom-columns")
+FORMATS = Formats(("table", "wide", "yaml", "json", "name", *TEMPLATES))
+
+
 def seconds(text: str) -> float:
     """A time: plain seconds, or with a unit as kubectl has it (``30``, ``1.5s``, ``2m``, ``1h``)."""
     units = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}

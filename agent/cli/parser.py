@@ -6,7 +6,17 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from agent.cli.grammar import Commands, Parser, add, common, file_options, namespace_option, seconds
+from agent.cli.grammar import (
+    FORMATS,
+    Commands,
+    Parser,
+    add,
+    common,
+    file_options,
+    namespace_option,
+    seconds,
+    which_option,
+)
 
 _DESCRIPTION = "FUSE-backed volumes with hard quotas and Kubernetes semantics."
 
@@ -38,9 +48,9 @@ def build() -> argparse.ArgumentParser:
     common(parser, None)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=Parser)
     for command in (
-        _agent, _apply, _get, _describe, _delete, _mount, _umount, _pool, _trash, _run, _logs, _exec, _restart,
-        _events, _resize, _top, _diff, _edit, _explain, _completion, _doctor, _upgrade, _flexvolume,
-        _version,
+        _agent, _apply, _create, _replace, _get, _describe, _delete, _label, _annotate, _patch, _wait,
+        _mount, _umount, _pool, _trash, _run, _logs, _exec, _restart, _events, _resize, _top,
+        _diff, _edit, _explain, _api_resources, _completion, _doctor, _upgrade, _flexvolume, _version,
     ):  # fmt: skip
         command(commands)
     return parser
@@ -90,6 +100,30 @@ def _apply(commands: Commands) -> None:
     namespace_option(parser)
 
 
+def _create(commands: Commands) -> None:
+    parser = add(
+        commands,
+        "create",
+        "apply",
+        "create objects from files; fails for what exists already",
+        "  fusevol create -f claim.yaml\n  fusevol create -f - < claim.yaml",
+    )
+    file_options(parser, required=True)
+    namespace_option(parser)
+
+
+def _replace(commands: Commands) -> None:
+    parser = add(
+        commands,
+        "replace",
+        "apply",
+        "put what files describe in the place of what exists",
+        "  fusevol get sc fusevol -o yaml > class.yaml\n  fusevol replace -f class.yaml",
+    )
+    file_options(parser, required=True)
+    namespace_option(parser)
+
+
 def _get(commands: Commands) -> None:
     parser = add(
         commands,
@@ -104,7 +138,12 @@ def _get(commands: Commands) -> None:
     namespace_option(parser)
     parser.add_argument("-A", "--all-namespaces", action="store_true", help="objects of every namespace")
     parser.add_argument(
-        "-o", "--output", choices=["table", "wide", "yaml", "json", "name"], default="table", help="how to print them"
+        "-o",
+        "--output",
+        choices=FORMATS,
+        default="table",
+        metavar="FORMAT",
+        help="table, wide, yaml, json, name, jsonpath='{.spec.volumeName}' or custom-columns=NAME:.metadata.name,...",
     )
     parser.add_argument("-l", "--selector", metavar="SEL", help="only objects with these labels, such as app=web,!old")
     parser.add_argument("-w", "--watch", action="store_true", help="then go on printing what changes")
@@ -135,9 +174,7 @@ def _delete(commands: Commands) -> None:
     parser.add_argument("what", nargs="*", metavar="KIND[/NAME]", help="a kind and names, or several KIND/NAME")
     file_options(parser, required=False)
     namespace_option(parser)
-    parser.add_argument(
-        "--all", action="store_true", dest="everything", help="all objects of the kind in the namespace"
-    )
+    which_option(parser)
     parser.add_argument(
         "--wait",
         action=argparse.BooleanOptionalAction,
@@ -153,6 +190,72 @@ def _delete(commands: Commands) -> None:
         help="what a Pod's containers get to end (default: the Pod's terminationGracePeriodSeconds, else 30)",
     )
     parser.add_argument("--now", action="store_const", const=0, dest="grace_period", help="same as --grace-period 0")
+
+
+def _label(commands: Commands) -> None:
+    _marks(commands, "label", "labels", "  fusevol label pvc data app=web\n  fusevol label pvc/data app-")
+
+
+def _annotate(commands: Commands) -> None:
+    _marks(
+        commands,
+        "annotate",
+        "annotations",
+        "  fusevol annotate sc fusevol storageclass.kubernetes.io/is-default-class=false --overwrite\n"
+        "  fusevol annotate pvc/data note-",
+    )
+
+
+def _marks(commands: Commands, name: str, what: str, examples: str) -> None:
+    parser = add(commands, name, "changing", f"set or take away {what} of objects", examples)
+    parser.add_argument("what", nargs="+", metavar="WORD", help="KIND NAME... or KIND/NAME..., then KEY=VALUE or KEY-")
+    namespace_option(parser)
+    which_option(parser)
+    parser.add_argument("--overwrite", action="store_true", help="change what has another value, too")
+
+
+def _patch(commands: Commands) -> None:
+    parser = add(
+        commands,
+        "patch",
+        "changing",
+        "change fields of an object",
+        '  fusevol patch pv NAME -p \'{"spec": {"persistentVolumeReclaimPolicy": "Retain"}}\'\n'
+        '  fusevol patch pvc data --type=json -p \'[{"op": "remove", "path": "/metadata/labels/app"}]\'',
+    )
+    parser.add_argument("what", nargs="+", metavar="KIND[/NAME]", help="a kind and a name, or KIND/NAME")
+    namespace_option(parser)
+    parser.add_argument("-p", "--patch", metavar="TEXT", help="the patch, as JSON or YAML")
+    parser.add_argument("--patch-file", metavar="FILE", help="a file with the patch")
+    parser.add_argument(
+        "--type",
+        choices=["strategic", "merge", "json"],
+        default="strategic",
+        help="merge: fields are merged, null takes one away (RFC 7396); strategic: as merge, but refused where it "
+        "would merge lists of objects; json: a list of operations (RFC 6902)",
+    )
+
+
+def _wait(commands: Commands) -> None:
+    parser = add(
+        commands,
+        "wait",
+        "waiting",
+        "wait until objects are as they should be, or gone",
+        "  fusevol wait pvc/data --for=jsonpath='{.status.phase}'=Bound\n"
+        "  fusevol wait pod web --for=condition=Ready --timeout=2m\n  fusevol wait pod --all --for=delete",
+    )
+    parser.add_argument("what", nargs="+", metavar="KIND[/NAME]", help="a kind, then names, or several KIND/NAME")
+    namespace_option(parser)
+    which_option(parser)
+    parser.add_argument(
+        "--for",
+        dest="condition",
+        required=True,
+        metavar="WHAT",
+        help="delete, create, condition=NAME[=STATUS] or jsonpath=FIELD[=VALUE]",
+    )
+    parser.add_argument("--timeout", type=seconds, default=30.0, metavar="TIME", help="no longer (default: 30s)")
 
 
 def _mount(commands: Commands) -> None:
@@ -399,6 +502,10 @@ def _edit(commands: Commands) -> None:
     )
     parser.add_argument("what", nargs="+", metavar="KIND[/NAME]", help="a kind and a name, or KIND/NAME")
     namespace_option(parser)
+
+
+def _api_resources(commands: Commands) -> None:
+    add(commands, "api-resources", "kinds", "show the kinds of objects", "  fusevol api-resources")
 
 
 def _explain(commands: Commands) -> None:

@@ -49,7 +49,7 @@ def command(options: Namespace) -> int:
 
 def _find(client: Client, options: Namespace) -> list[Obj]:
     """The objects to delete, from the agent. Pods come first: they hold claims, which hold volumes."""
-    if options.files and (options.what or options.everything):
+    if options.files and (options.what or options.everything or options.selector):
         raise UsageError("Files and names cannot be given together: leave out one of them.")
     wanted: list[tuple[objects.Kind, str, str]] = []
     found: list[Obj] = []
@@ -63,11 +63,11 @@ def _find(client: Client, options: Namespace) -> list[Obj]:
         namespace = options.namespace or DEFAULT_NAMESPACE
         for selection in selections(options.what):
             kind = objects.find_kind(selection.word)
-            if bool(selection.names) == bool(options.everything):
-                raise UsageError(f"Say which {kind.plural} to delete: give either names or --all.")
+            if bool(selection.names) == bool(options.everything or options.selector):
+                raise UsageError(f"Say which {kind.plural} to delete: give either names, --all or -l SEL.")
             wanted += [(kind, namespace, name) for name in selection.names]
-            if options.everything:
-                found += list_objects(client, kind, namespace)
+            if not selection.names:
+                found += list_objects(client, kind, namespace, options.selector)
     for kind, namespace, name in wanted:
         try:
             found.append(get_object(client, kind, namespace, name))

@@ -13,27 +13,6 @@ Obj = dict[str, Any]
 
 
 @pytest.mark.parametrize(
-    ("path", "steps"),
-    [
-        (".metadata.name", ["metadata", "name"]),
-        ("{.spec.capacity.storage}", ["spec", "capacity", "storage"]),
-        ("status.conditions[0].type", ["status", "conditions", 0, "type"]),
-        (".metadata.labels['a.b/c']", ["metadata", "labels", "a.b/c"]),
-    ],
-)
-def test_paths(path: str, steps: list[sorting.Step]) -> None:
-    """A field is written as kubectl has it."""
-    assert sorting.steps(path) == steps
-
-
-@pytest.mark.parametrize("path", ["", "{}", ".a..b", ".a[*]", ".a[", "{.a"])
-def test_what_is_no_path(path: str) -> None:
-    """Anything else is refused with an example."""
-    with pytest.raises(UsageError, match="to sort by"):
-        sorting.steps(path)
-
-
-@pytest.mark.parametrize(
     ("values", "ordered"),
     [
         (["10Gi", "9Gi", "1500Mi", None], [None, "1500Mi", "9Gi", "10Gi"]),

@@ -71,7 +71,7 @@ def test_size(count: int | None, text: str) -> None:
         (["get", "pvc", "-o", "xml"], "invalid choice: 'xml'"),
         (["apply"], "-f/--filename"),
         (["delete"], "Say what to delete"),
-        (["delete", "pvc"], "names or --all"),
+        (["delete", "pvc"], "names, --all or -l SEL"),
         (["delete", "pvc", "a", "--timeout", "soon"], "not a time"),
         (["run"], "-f/--filename"),
         (["run", "-f", "x", "--prepare", "-d"], "starts no containers"),
