@@ -206,7 +206,9 @@ def test_stress_ng_filesystem_stressors(
     work.mkdir()
     stressors = [word for name in STRESSORS for word in (f"--{name}", "1")]
     seconds = str(max(5, int(SECONDS) // 3))
-    options = ["--temp-path", str(work), "--timeout", seconds, "--hdd-bytes", "16m", "--iomix-bytes", "16m"]
+    # what takes a gigabyte by default takes little: the xattr stressor fails when there is no space for a moment
+    sizes = ["--hdd-bytes", "16m", "--iomix-bytes", "16m", "--sync-file-bytes", "16m", "--copy-file-bytes", "128m"]
+    options = ["--temp-path", str(work), "--timeout", seconds, *sizes]
     done = subprocess.run(
         ["stress-ng", *stressors, *options, "--verify"], check=False, capture_output=True, text=True, timeout=270
     )

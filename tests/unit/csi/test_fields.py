@@ -78,7 +78,9 @@ def test_every_error_of_ours_has_a_code() -> None:
     """Each error that a user can cause becomes a code of its own, not INTERNAL; only damage is that."""
     internal = [error.__name__ for error in FusevolError.__subclasses__() if code_of(error("x")) == Code.INTERNAL]
 
-    assert set(internal) - {"TooLargeError", "GoneError"} == {"CorruptError"}  # those are of HTTP alone
+    assert set(internal) - {"TooLargeError", "TooMuchError", "TooSlowError", "GoneError"} == {
+        "CorruptError"
+    }  # those are of HTTP alone
 
 
 @pytest.mark.parametrize(
