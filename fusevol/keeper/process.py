@@ -23,7 +23,7 @@ from typing import Any, Final, NamedTuple, Self
 from fusevol import __version__
 from fusevol.errors import FusevolError, UnavailableError, UsageError
 from fusevol.files import locked
-from fusevol.keeper import ending, image, wire
+from fusevol.keeper import ending, image, title, wire
 from fusevol.keeper.door import Answer, Door, Operation, RefusedError, Request
 from fusevol.keeper.giving import Giving
 from fusevol.keeper.loop import Loop
@@ -31,7 +31,7 @@ from fusevol.keeper.mounts import Mount, Server
 from fusevol.keeper.notes import Notes
 from fusevol.keeper.servers import Servers
 from fusevol.keeper.taking import Said, Taking
-from fusevol.keeper.understudy import Role, Understudy, rehearse
+from fusevol.keeper.understudy import CALM, Post, Role, Understudy, pause, rehearse
 from fusevol.server import logfile
 from fusevol.server.held import Held
 
@@ -46,6 +46,7 @@ class Keeper:
     """The keeper of *directory*; it serves from :meth:`listen` on, which takes the directory's lock."""
 
     def __init__(self, directory: Path) -> None:
+        self._directory = directory
         self._path = wire.socket_path(directory)
         self._loop = Loop()
         self._self = os.pidfd_open(os.getpid())
@@ -57,6 +58,8 @@ class Keeper:
         self._door: Door | None = None
         self._understudy: Understudy | None = None
         """Who takes this process's place when it dies."""
+        self._short_lives = 0
+        """Of understudies, since the last that was not."""
         self._ending = False
         self._operations: dict[str, Operation] = {
             "hello": self._hello,
@@ -78,21 +81,45 @@ class Keeper:
         self._notes.again(unheard)
         return listener
 
-    def listen(self, listener: socket.socket | None = None, understudy: Understudy | None = None) -> None:
-        """Let clients in, by *listener* if another keeper has left that; and *understudy*, after this one's death."""
+    def listen(self, listener: socket.socket | None = None) -> None:
+        """Let clients in, by *listener* if another keeper has left that."""
         self._loop.watch(ending.heard(), self._leave)
         self._door = self._giving.door = Door(self._path, self._loop, self._operations, self._giving.gone, listener)
+
+    def prepare(self, understudy: Understudy | None) -> None:
+        """From :meth:`listen` on there is one who takes this process's place when it dies: *understudy* first."""
         if understudy is not None:
-            self._understudy = understudy
-            self._loop.watch(understudy.pidfd, lambda: self._alone(understudy))
+            self._relies_on(understudy)
+        else:
+            self._loop.later(CALM, self._replace)
+
+    def _relies_on(self, understudy: Understudy) -> None:
+        self._understudy = understudy
+        self._loop.watch(understudy.pidfd, lambda: self._alone(understudy))
+        if self._door is not None:
             with contextlib.suppress(OSError):  # it has died
                 understudy.learn(self._door.listener)
 
     def _alone(self, understudy: Understudy) -> None:
-        log.info("the understudy, pid %d, has ended: the next keeper will be the agent's to start", understudy.pid)
+        log.info(
+            "the understudy, pid %d, has ended: until there is another, it is the agent that starts the next keeper",
+            understudy.pid,
+        )
         self._loop.unwatch(understudy.pidfd)
         self._understudy = None
         understudy.reap()
+        self._short_lives = 0 if understudy.lived > CALM else self._short_lives + 1
+        self._loop.later(pause(self._short_lives), self._replace)
+
+    def _replace(self) -> None:
+        if self._ending:
+            return
+        try:
+            self._relies_on(Understudy.start(self._directory))
+        except OSError as e:
+            self._short_lives += 1
+            log.info("no understudy can be started: %s", e)
+            self._loop.later(pause(self._short_lives), self._replace)
 
     def run(self) -> None:
         """Serve until told to end, by a request or by SIGTERM or SIGINT. The servers live on."""
@@ -183,19 +210,29 @@ class Arguments(NamedTuple):
     """Whether it takes the place of a keeper that lives."""
     understudy: bool
     """Whether another process is to take its place when it dies."""
+    post: tuple[int, int] | None
+    """If it is itself to take the place of a keeper that dies: that one's pidfd, and the socket by which it is told."""
 
     @classmethod
     def parse(cls, argv: Sequence[str]) -> Self:
         """Raises :class:`UsageError`."""
         words = [word for word in argv if word not in {"--take-over", "--understudy"}]
         values = dict(zip(words[::2], words[1::2], strict=False))
-        ready, directory = values.pop("--ready-fd", None), values.pop("--dir", None)
-        if directory is None or values or len(words) % 2 or not (ready or "0").isdigit():
+        directory = values.pop("--dir", None)
+        ready, keeper, line = (values.pop(name, "") for name in ("--ready-fd", "--keeper-fd", "--line-fd"))
+        numbers = all(number.isdigit() for number in (ready, keeper, line) if number)
+        if directory is None or values or len(words) % 2 or not numbers or bool(keeper) != bool(line):
             raise UsageError(
-                "usage: python -m fusevol.keeper --dir DIRECTORY [--ready-fd N] [--take-over] [--understudy]"
+                "usage: python -m fusevol.keeper --dir DIRECTORY [--ready-fd N] [--take-over] [--understudy] "
+                "[--keeper-fd N --line-fd N]"
             )
-        ready_fd = int(ready) if ready else None
-        return cls(Path(directory).absolute(), ready_fd, "--take-over" in argv, "--understudy" in argv)
+        return cls(
+            Path(directory).absolute(),
+            int(ready) if ready else None,
+            "--take-over" in argv,
+            "--understudy" in argv,
+            (int(keeper), int(line)) if keeper else None,
+        )
 
 
 def main(argv: Sequence[str]) -> int:
@@ -238,8 +275,11 @@ def _run(arguments: Arguments, starter: Starter) -> None:
     directory = arguments.directory
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    if arguments.post is not None:
+        title.name(title.UNDERSTUDY)
     image.settle(directory / f"{_SCRATCH}{os.getpid()}")
-    role = rehearse(starter.close) if arguments.understudy else Role(None, None)
+    post = Post.of(*arguments.post) if arguments.post is not None else None
+    role = rehearse(starter.close, post) if arguments.understudy else Role(None, None)
     listener = role.listener
     logfile.set_up(directory / "keeper.log", "keeper")
     keeper = Keeper(directory)
@@ -248,7 +288,9 @@ def _run(arguments: Arguments, starter: Starter) -> None:
     with locked(directory / "keeper.lock", lambda pid: _already(pid, directory)):
         for left in directory.glob(f"{_SCRATCH}*"):  # by keepers that were killed
             shutil.rmtree(left, ignore_errors=True)
-        keeper.listen(listener, role.understudy)
+        keeper.listen(listener)
+        if arguments.understudy:
+            keeper.prepare(role.understudy)
         starter.say("READY")
         starter.close()
         log.info("keeping %s, version %s", directory, __version__)

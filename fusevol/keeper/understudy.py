@@ -5,8 +5,11 @@ long. So a keeper forks an understudy before it opens anything, of the same imag
 listens on: who connects when the keeper has died waits in the queue of that socket until the understudy has come on. It
 forks one of its own first.
 
-Keepers that die one after the other, each within moments, are not followed without end: the last one leaves that to the
-agent, which takes its time.
+A keeper whose understudy has died cannot fork another, since it has much that is open by then: it starts a new process,
+which makes the image again.
+
+Keepers that die one after the other, each within moments, are not followed without end: the last one takes its time
+before it starts an understudy, and until then the next keeper is the agent's to start.
 """
 
 from __future__ import annotations
@@ -15,16 +18,19 @@ import os
 import select
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable
-from typing import Final, NamedTuple
+from pathlib import Path
+from typing import Final, NamedTuple, Self
 
 from fusevol.keeper import title
 
-_CALM: Final = 2.0
-"""A keeper that lived for so many seconds has not died of what it began with."""
+CALM: Final = 2.0
+"""A keeper, or an understudy, that lived for so many seconds has not died of what it began with."""
 _SHORT_LIVES: Final = 5
 """After so many in a row that were shorter there is no understudy."""
+_PAUSE_MOST: Final = 60.0
 
 
 class Understudy:
@@ -35,9 +41,38 @@ class Understudy:
         """Our child."""
         self.pidfd = os.pidfd_open(pid)
         self._line = line
+        self._began = time.monotonic()
 
     def __repr__(self) -> str:
         return f"<Understudy pid={self.pid}>"
+
+    @classmethod
+    def start(cls, directory: Path) -> Self:
+        """A new process as the understudy of the keeper of *directory*, which is this one. Raises ``OSError``."""
+        ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        keeper = os.pidfd_open(os.getpid())
+        try:
+            os.set_inheritable(keeper, True)
+            its.set_inheritable(True)
+            post = ("--keeper-fd", str(keeper), "--line-fd", str(its.fileno()))
+            pid = os.posix_spawn(
+                sys.executable,
+                [sys.executable, "-m", "fusevol.keeper", "--dir", os.fspath(directory), "--understudy", *post],
+                {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+                setsigmask=(),
+            )
+        except OSError:
+            ours.close()
+            raise
+        finally:
+            os.close(keeper)
+            its.close()
+        return cls(pid, ours)
+
+    @property
+    def lived(self) -> float:
+        """Seconds since it came to be."""
+        return time.monotonic() - self._began
 
     def learn(self, listener: socket.socket) -> None:
         """Give it what clients connect to; it takes this process's place from now on. Raises ``OSError``."""
@@ -63,10 +98,51 @@ class Role(NamedTuple):
     understudy: Understudy | None
 
 
-def rehearse(forked: Callable[[], object]) -> Role:
+def pause(short_lives: int) -> float:
+    """Seconds until another understudy is started, after so many in a row that lived for moments only."""
+    return min(_PAUSE_MOST, 0.25 * 2 ** min(short_lives, 10)) if short_lives else 0.0
+
+
+class Post(NamedTuple):
+    """Where an understudy waits."""
+
+    keeper: int
+    """The pidfd of the process whose place it takes."""
+    line: socket.socket
+    """By which it is given the socket of the directory."""
+
+    @classmethod
+    def of(cls, keeper: int, line: int) -> Self:
+        """By inherited descriptors, which no child shall inherit. Raises ``OSError``."""
+        os.set_inheritable(keeper, False)
+        os.set_inheritable(line, False)
+        return cls(keeper, socket.socket(fileno=line))
+
+    def wait(self) -> socket.socket:
+        """Wait for the keeper's end; what that listened on. If it never did, it has failed, and said so: then this
+        process ends."""
+        title.name(title.UNDERSTUDY)
+        poll = select.poll()
+        poll.register(self.keeper, select.POLLIN)
+        poll.poll()
+        self.line.setblocking(False)
+        try:
+            _, received, _, _ = socket.recv_fds(self.line, 16, 1)
+        except BlockingIOError:
+            received = []
+        if not received:
+            os._exit(0)
+        os.set_inheritable(received[0], False)
+        os.close(self.keeper)
+        self.line.close()
+        return socket.socket(fileno=received[0])
+
+
+def rehearse(forked: Callable[[], object], post: Post | None = None) -> Role:
     """Fork an understudy. Returns at once in this process; and in the understudy, which calls *forked* first, when its
-    time has come. If that never comes, it ends. Raises ``OSError``."""
-    listener: socket.socket | None = None
+    time has come. If that never comes, it ends. A process that has a *post* is an understudy itself to begin with.
+    Raises ``OSError``."""
+    listener = post.wait() if post is not None else None
     short_lives = 0
     while short_lives < _SHORT_LIVES:
         ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -79,30 +155,10 @@ def rehearse(forked: Callable[[], object]) -> Role:
             title.name(title.KEEPER)
             return Role(listener, Understudy(pid, ours))
         forked()
-        title.name(title.UNDERSTUDY)
         ours.close()
         if listener is not None:
             listener.close()
-        listener = _wait(keeper, its)
-        os.close(keeper)
-        its.close()
-        short_lives = 0 if time.monotonic() - began > _CALM else short_lives + 1
+        listener = Post(keeper, its).wait()
+        short_lives = 0 if time.monotonic() - began > CALM else short_lives + 1
     title.name(title.KEEPER)
     return Role(listener, None)
-
-
-def _wait(keeper: int, line: socket.socket) -> socket.socket:
-    """Wait for the end of the process behind the pidfd *keeper*; what it listened on. If it never did, it has failed,
-    and said so: then this process ends."""
-    poll = select.poll()
-    poll.register(keeper, select.POLLIN)
-    poll.poll()
-    line.setblocking(False)
-    try:
-        _, received, _, _ = socket.recv_fds(line, 16, 1)
-    except BlockingIOError:
-        received = []
-    if not received:
-        os._exit(0)
-    os.set_inheritable(received[0], False)
-    return socket.socket(fileno=received[0])

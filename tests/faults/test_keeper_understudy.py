@@ -60,15 +60,34 @@ def test_it_takes_the_keepers_place(keeper: KeeperProcess) -> None:
     assert (another.mountpoint / "f").write_text("x") == 1
 
 
-def test_the_keeper_goes_on_without_it(keeper: KeeperProcess) -> None:
-    """It is not missed, and does not stay as a zombie."""
-    understudy = _understudy(keeper.directory)
+def test_the_keeper_has_another_one_soon(keeper: KeeperProcess) -> None:
+    """One that died is not missed, and does not stay as a zombie; and the next one is as good, and has its own."""
+    kept, understudy = keeper.serve("a"), _understudy(keeper.directory)
     _kill(understudy)
     eventually(lambda: not Path(f"/proc/{understudy}").exists(), what="it was waited for")
-    keeper.serve("a")
+    another = _understudy(keeper.directory)
+    keeper.call("hello")  # so it has learnt what the keeper listens on
+    _kill(keeper.pid)
+    found = keeper.call("hello")["pid"]
+    eventually(lambda: keeper.call("find", mount_id="a")["known"], what="the server has reported")
+    _kill(kept.pid)
+    (kept.mountpoint / "f").write_text("x")
+    next_one = _understudy(keeper.directory)
+    os.kill(another, signal.SIGTERM)
+    eventually(lambda: not alive(another) and not alive(next_one), what="both end as one is told to")
+
+    assert found == another
+    assert next_one not in {another, understudy}
+
+
+def test_it_dies_while_the_next_one_comes_up(keeper: KeeperProcess) -> None:
+    """The keeper's death is noticed though it came before the understudy could wait for it."""
+    _kill(_understudy(keeper.directory))
+    another = _understudy(keeper.directory)
+    keeper.call("hello")
     _kill(keeper.pid)
 
-    assert keepers(keeper.directory) == keepers(keeper.directory, understudies=True) == []
+    assert keeper.call("hello")["pid"] == another
 
 
 @pytest.mark.parametrize("how", ["shutdown", signal.SIGTERM, signal.SIGINT])
@@ -112,7 +131,7 @@ def test_one_that_cannot_listen_has_none(keeper: KeeperProcess) -> None:
 
 
 def test_short_lives_come_to_an_end(keeper: KeeperProcess) -> None:
-    """Keepers that die within moments are followed a few times, and then no more."""
+    """Keepers that die within moments are followed a few times, and then the last one takes its time."""
     lives = 0
     while keepers(keeper.directory):
         pid = eventually(lambda: client.call(keeper.directory, {"op": "hello"})[0]["pid"])
@@ -124,6 +143,25 @@ def test_short_lives_come_to_an_end(keeper: KeeperProcess) -> None:
         )
 
     assert lives == 6
+
+
+def test_who_outlives_them_has_one_again(keeper: KeeperProcess) -> None:
+    """The keeper that was not followed any more is, when it has lived for a while; understudies that die within moments
+    are followed, too."""
+    for _ in range(5):
+        _kill(eventually(lambda: client.call(keeper.directory, {"op": "hello"})[0]["pid"]))
+        eventually(lambda: any(map(alive, keepers(keeper.directory))), what="the next one")
+    keeper.call("hello")
+    alone = keepers(keeper.directory, understudies=True)
+    seen = set()
+    for _ in range(2):
+        understudy = _understudy(keeper.directory)
+        seen.add(understudy)
+        _kill(understudy)
+    seen.add(_understudy(keeper.directory))
+
+    assert alone == []
+    assert len(seen) == 3
 
 
 @pytest.mark.expect_log(r"The keeper \(pid \d+\) ended")

@@ -8,7 +8,7 @@ import signal
 import time
 from pathlib import Path
 
-from fusevol.keeper.title import SERVER, UNDERSTUDY
+from fusevol.keeper.title import KEEPER, SERVER, UNDERSTUDY
 from tests.support.polling import eventually
 
 
@@ -66,7 +66,8 @@ def keepers(directory: Path, *, understudies: bool = False) -> list[int]:
         except OSError:  # ended
             continue
         ours = b"fusevol.keeper" in words and os.fsencode(directory) in words and name != SERVER
-        if ours and (name == UNDERSTUDY) == understudies:
+        begins = name != KEEPER and b"--line-fd" in words
+        if ours and (name == UNDERSTUDY or begins) == understudies:
             found.append(int(entry.name))
     return sorted(found)
 
