@@ -12,6 +12,7 @@ from typing import Final
 
 from fusevol.errors import TimeoutExpiredError, UnavailableError
 from fusevol.keeper import wire
+from fusevol.passing import receive
 
 _TIMEVAL: Final = struct.Struct("@ll")
 """Seconds and microseconds (socket(7))."""
@@ -38,15 +39,13 @@ def call(
             connection.settimeout(max(0.001, deadline - time.monotonic()))
             socket.send_fds(connection, [wire.encode(request)], descriptors)
             connection.settimeout(max(0.001, deadline - time.monotonic()))
-            data, received, _, _ = socket.recv_fds(connection, wire.LIMIT + 1, wire.DESCRIPTORS)
+            data, received = receive(connection, wire.LIMIT + 1, wire.DESCRIPTORS)
     except (TimeoutError, BlockingIOError) as e:
         raise TimeoutExpiredError(
             f"The keeper behind {path} gave no answer within {timeout:g} seconds: end it (its pid is in keeper.lock)."
         ) from e
     except OSError as e:
         raise UnavailableError(f"No keeper answers on {path} ({e.strerror or e}): start the agent.") from e
-    for descriptor in received:
-        os.set_inheritable(descriptor, False)
     try:
         return wire.decode(data), received
     except ValueError as e:

@@ -12,6 +12,7 @@ from typing import Final, NamedTuple
 
 from fusevol.keeper import wire
 from fusevol.keeper.loop import Loop
+from fusevol.passing import receive
 
 log = logging.getLogger(__name__)
 
@@ -118,7 +119,7 @@ class Door:
     def _serve(self, client: socket.socket) -> None:
         """One message of *client*, and the answer to it."""
         try:
-            data, descriptors, _, _ = socket.recv_fds(client, wire.LIMIT + 1, wire.DESCRIPTORS)
+            data, descriptors = receive(client, wire.LIMIT + 1, wire.DESCRIPTORS)
         except BlockingIOError:
             return
         except OSError:

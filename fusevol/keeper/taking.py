@@ -29,6 +29,7 @@ from fusevol.keeper.giving import LEAVE
 from fusevol.keeper.loop import Loop
 from fusevol.keeper.mounts import Mount
 from fusevol.keeper.servers import Servers
+from fusevol.passing import receive
 from fusevol.server.client import call
 from fusevol.server.held import Held
 from fusevol.server.memory import SessionMemory
@@ -237,15 +238,13 @@ class Taking:
 
     def _receive(self) -> None:
         try:
-            data, received, _, _ = socket.recv_fds(self._connection, wire.LIMIT + 1, wire.DESCRIPTORS)
+            data, received = receive(self._connection, wire.LIMIT + 1, wire.DESCRIPTORS)
         except BlockingIOError:
             return
         except OSError as e:
             raise _OverError from e
         if not data:
             raise _OverError
-        for descriptor in received:
-            os.set_inheritable(descriptor, False)
         self._answer = wire.decode(data), received
 
 

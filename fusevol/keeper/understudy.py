@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Final, NamedTuple, Self
 
 from fusevol.keeper import title
+from fusevol.passing import receive
 
 CALM: Final = 2.0
 """A keeper, or an understudy, that lived for so many seconds has not died of what it began with."""
@@ -127,12 +128,11 @@ class Post(NamedTuple):
         poll.poll()
         self.line.setblocking(False)
         try:
-            _, received, _, _ = socket.recv_fds(self.line, 16, 1)
+            _, received = receive(self.line, 16, 1)
         except BlockingIOError:
             received = []
         if not received:
             os._exit(0)
-        os.set_inheritable(received[0], False)
         os.close(self.keeper)
         self.line.close()
         return socket.socket(fileno=received[0])

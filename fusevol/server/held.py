@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple, Self
 
 from fusevol.errors import UnavailableError
+from fusevol.passing import receive
 
 _GREETING: Final = b"fusevol-held-2 "
 _NUMBER: Final = 20
@@ -64,7 +65,7 @@ class Held(NamedTuple):
     @classmethod
     def receive(cls, of: socket.socket) -> Self:
         """Take copies. Raises :class:`UnavailableError` for anything else, and ``OSError``."""
-        message, fds, _flags, _address = socket.recv_fds(of, len(_GREETING) + _NUMBER, MOST)
+        message, fds = receive(of, len(_GREETING) + _NUMBER, MOST)
         with contextlib.suppress(ValueError):
             if message.startswith(_GREETING):
                 return cls.of(int(message.removeprefix(_GREETING)), fds)

@@ -16,10 +16,11 @@ import threading
 from struct import Struct
 from typing import Final
 
+from fusevol.passing import receive
+
 log = logging.getLogger(__name__)
 
 _WORD: Final = Struct("=Q")
-_FD: Final = Struct("=i")
 _PEEK_OFFSET: Final = 42
 """SO_PEEK_OFF of asm-generic/socket.h, which Python's socket does not name."""
 _SEND_BUFFER_FORCE: Final = 32
@@ -111,18 +112,12 @@ class ParkingLot:
         self._messages += 1
 
     def _receive(self, flags: int) -> tuple[int, int] | None:
-        """A number and a descriptor; ``None`` if the queue is at its end.
-
-        Not by socket.recv_fds, which ignores its flags (Python 3.11).
-        """
+        """A number and a descriptor; ``None`` if the queue is at its end."""
         try:
-            message, ancillary, _flags, _address = self._from.recvmsg(
-                _WORD.size, socket.CMSG_LEN(_FD.size), flags | socket.MSG_CMSG_CLOEXEC
-            )
+            message, descriptors = receive(self._from, _WORD.size, 1, flags)
         except BlockingIOError:
             return None
-        if len(message) < _WORD.size or not ancillary:
+        if len(message) < _WORD.size or not descriptors:
             return None
         number: int = _WORD.unpack(message)[0]
-        fd: int = _FD.unpack_from(ancillary[0][2])[0]
-        return number, fd
+        return number, descriptors[0]

@@ -14,7 +14,7 @@ from tests.support.agent import Agent
 from tests.support.keepers import KeeperProcess
 from tests.support.logs import LogCheck
 from tests.support.polling import eventually
-from tests.support.processes import alive, keepers
+from tests.support.processes import alive, descriptors, keepers
 
 pytestmark = pytest.mark.root
 
@@ -67,6 +67,7 @@ def test_the_keeper_has_another_one_soon(keeper: KeeperProcess) -> None:
     eventually(lambda: not Path(f"/proc/{understudy}").exists(), what="it was waited for")
     another = _understudy(keeper.directory)
     keeper.call("hello")  # so it has learnt what the keeper listens on
+    inherited = [what for what in descriptors(another).values() if what == "/dev/fuse" or what.startswith("/memfd:")]
     _kill(keeper.pid)
     found = keeper.call("hello")["pid"]
     eventually(lambda: keeper.call("find", mount_id="a")["known"], what="the server has reported")
@@ -76,6 +77,7 @@ def test_the_keeper_has_another_one_soon(keeper: KeeperProcess) -> None:
     os.kill(another, signal.SIGTERM)
     eventually(lambda: not alive(another) and not alive(next_one), what="both end as one is told to")
 
+    assert inherited == []
     assert found == another
     assert next_one not in {another, understudy}
 
