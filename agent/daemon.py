@@ -35,6 +35,7 @@ from agent.hazard import Hazards, Recoveries
 from agent.identity import identify
 from agent.keeper import KeeperLink
 from agent.metrics import Metrics
+from agent.moves import Moves
 from agent.notify import live, notify, watchdog_period
 from agent.plugin.driver import Driver
 from agent.plugin.server import serve as serve_plugin
@@ -176,11 +177,13 @@ async def _run(
         provisioner=config.provisioners[0],
         step=step,
     )
+    moves = Moves(store=store, events=events, pools=pools, mounter=mounter, step=step)
     controllers = Controllers(
         store=store,
         mounter=mounter,
         pod_controller=pod_controller,
         effects=effects,
+        moves=moves,
         provisioners=config.provisioners,
         node=config.node_name,
         heal=heal,
@@ -199,6 +202,7 @@ async def _run(
         by_hand=by_hand,
         supervisor=supervisor,
         salvage=salvage,
+        moves=moves,
         probes=probes,
         requests=requests,
     )

@@ -32,6 +32,7 @@ from fusevol.errors import (
 )
 from fusevol.lease import Holder
 from fusevol.pool import Pool, PoolCapacity, Tenancy, TrashEntry, Volume, VolumeRequest
+from fusevol.pool.comparison import first_difference
 from fusevol.pool.drivers import Capabilities
 
 log = logging.getLogger(__name__)
@@ -284,6 +285,22 @@ class Pools:
             at_once = await place.run(lambda p: p.snapshots_at_once(volume))
             async with contextlib.nullcontext(still) if at_once else still:
                 return await place.run_long(lambda p: p.snapshot(volume, snapshot, labels, copied=still.end))
+
+    async def copy_to(self, pool: str, where: str, volume: str) -> Volume:
+        """Make a volume in *pool* that is what *volume* is in the pool *where*, which nobody may use meanwhile.
+
+        Raises :class:`UnavailableError` if the copy is not the same; then there is none.
+        """
+        async with self._lock(where, volume):
+            source = await self._place(where).run(lambda p: p.volume(volume))
+            async with self._lock(pool, volume):
+                place = self._place(pool)
+                made = await place.run_long(lambda p: p.provision(source.wanted(), source))
+                lost = await place.run_long(lambda _: first_difference(source.data, made.data))
+                if lost is not None:
+                    await place.run(lambda p: p.trash(volume, "a bad copy", 0))
+                    raise UnavailableError(f"The copy in pool {pool} is not the same, and was deleted: {lost}.")
+                return made
 
     async def find_snapshot(self, pool: str, snapshot: str) -> Volume:
         """A snapshot. Raises :class:`NotFoundError` or :class:`CorruptError`."""

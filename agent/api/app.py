@@ -18,18 +18,19 @@ from agent.api.salvage import SalvageRoutes
 from agent.api.status import body, failure, guarded
 from agent.controllers.provisioning import handle_of, parse_handle
 from agent.events import Recorder
+from agent.moves import Moves
 from agent.poolbook import Order
 from agent.pools import Pools
 from agent.probes import Probes
 from agent.salvage import Salvage
-from agent.store import Store
+from agent.store import Key, Store
 from agent.supervisor import Supervisor
 from agent.tally import Requests
 from agent.volumes.attachments import mount_id
 from agent.volumes.byhand import ByHand
 from agent.volumes.mounter import Mounter
 from fusevol import quantity
-from fusevol.errors import FusevolError, InvalidError, NotFoundError
+from fusevol.errors import FusevolError, InvalidError, NotFoundError, UsageError
 
 Obj = dict[str, Any]
 
@@ -47,6 +48,7 @@ class Api:
         by_hand: ByHand,
         supervisor: Supervisor,
         salvage: Salvage,
+        moves: Moves,
         probes: Probes,
         requests: Requests,
     ) -> None:
@@ -58,6 +60,7 @@ class Api:
         self._by_hand = by_hand
         self._supervisor = supervisor
         self._salvage = salvage
+        self._moves = moves
         self._probes = probes
         self._requests = requests
 
@@ -81,6 +84,7 @@ class Api:
             ("/v1/mounts", self.mount, "POST"),
             ("/v1/mounts", self.unmount, "DELETE"),
             ("/v1/ephemeral", self.ephemeral, "POST"),
+            ("/v1/moves", self.move, "POST"),
         ]
         routes = [Route(path, guarded(handler, self._requests), methods=[method]) for path, handler, method in fixed]
         return Starlette(
@@ -238,6 +242,20 @@ class Api:
         given = await body(request)
         await self._by_hand.unmount(given or dict(request.query_params))
         return JSONResponse({"target": given.get("target") or request.query_params.get("target")})
+
+    async def move(self, request: Request) -> Response:
+        """Have a volume moved to another pool; answers when that has begun."""
+        given = await body(request)
+        words = {}
+        for word in ("kind", "namespace", "name", "pool"):
+            words[word] = given.get(word) or ""
+            if not isinstance(words[word], str):
+                raise UsageError(f"{word} must be a text.")
+        kind, namespace, name, pool = words.values()
+        if kind not in {"PersistentVolumeClaim", "PersistentVolume"} or not name or not pool:
+            raise UsageError("Say which PersistentVolumeClaim or PersistentVolume is to be in which pool.")
+        named = Key(kind, namespace if kind == "PersistentVolumeClaim" else "", name)
+        return JSONResponse(await self._moves.begin(named, pool), status_code=202)
 
     async def ephemeral(self, request: Request) -> Response:
         """What a call-out asks for."""

@@ -16,7 +16,7 @@ from fusevol.errors import EXIT_OK
 
 _NAMED = {"get", "describe", "delete", "edit", "label", "annotate", "patch", "wait"}
 """Commands that take a kind and names."""
-_CLAIMS = {"mount", "resize"}
+_CLAIMS = {"mount", "move", "resize"}
 _PODS = {"logs", "exec", "restart"}
 
 _SCRIPT = """\

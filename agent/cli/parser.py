@@ -49,7 +49,7 @@ def build() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=Parser)
     for command in (
         _agent, _apply, _create, _replace, _get, _describe, _delete, _label, _annotate, _patch, _wait,
-        _mount, _umount, _pool, _trash, _run, _logs, _exec, _restart, _events, _resize, _top,
+        _mount, _umount, _pool, _trash, _run, _logs, _exec, _restart, _events, _resize, _move, _top,
         _diff, _edit, _explain, _api_resources, _completion, _doctor, _upgrade, _flexvolume, _version,
     ):  # fmt: skip
         command(commands)
@@ -461,6 +461,26 @@ def _resize(commands: Commands) -> None:
         help="wait until it has that size (default) or only ask for it",
     )
     parser.add_argument("--timeout", type=seconds, default=60.0, metavar="TIME", help="wait no longer (default: 60s)")
+
+
+def _move(commands: Commands) -> None:
+    parser = add(
+        commands,
+        "move",
+        "move",
+        "have a claim's volume in another pool, while nothing uses it",
+        "  fusevol move data --to fast\n  fusevol move pv/pvc-1b2c --to fast --no-wait",
+    )
+    parser.add_argument("what", metavar="CLAIM", help="name of a PersistentVolumeClaim, or pvc/NAME, or pv/NAME")
+    parser.add_argument("--to", required=True, metavar="POOL", help="the pool that it is to be in")
+    namespace_option(parser)
+    parser.add_argument(
+        "--wait",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="wait until it is there (default) or only ask for it",
+    )
+    parser.add_argument("--timeout", type=seconds, metavar="TIME", help="wait no longer; it is moved nevertheless")
 
 
 def _top(commands: Commands) -> None:

@@ -13,6 +13,7 @@ from agent.controllers.effects import Effects
 from agent.controllers.pods import PodController
 from agent.controllers.queue import WorkQueue
 from agent.controllers.view import BIND_COMPLETED, View, annotations_of, class_of, volume_name
+from agent.moves import Moves
 from agent.store import Key, Store, now
 from agent.volumes.attachments import Attachment
 from agent.volumes.mounter import Mounter
@@ -42,6 +43,7 @@ class Controllers:
         mounter: Mounter,
         pod_controller: PodController,
         effects: Effects,
+        moves: Moves,
         provisioners: tuple[str, ...],
         node: str,
         heal: WorkQueue[str],
@@ -64,6 +66,7 @@ class Controllers:
         self._taken_of = store.index("VolumeSnapshot", _taken_of)
         self.claims: WorkQueue[Key] = WorkQueue("claim", self._claim)
         self.volumes: WorkQueue[Key] = WorkQueue("volume", self._volume)
+        self.moves: WorkQueue[Key] = WorkQueue("move", moves.go_on, workers=1)
         self.pods: WorkQueue[Key] = WorkQueue("pod", self._pod, workers=32)
         self.snapshots: WorkQueue[Key] = WorkQueue("snapshot", self._snapshot)
         self.contents: WorkQueue[Key] = WorkQueue("snapshot content", self._content)
@@ -134,7 +137,7 @@ class Controllers:
 
     @property
     def _queues(self) -> tuple[WorkQueue[Key], ...]:
-        return (self.claims, self.volumes, self.pods, self.snapshots, self.contents, self.schedules)
+        return (self.claims, self.volumes, self.moves, self.pods, self.snapshots, self.contents, self.schedules)
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Work until cancelled. Started once everything has been looked at for the first time."""
@@ -159,6 +162,7 @@ class Controllers:
     def _all(self) -> None:
         for kind, queue in (
             ("PersistentVolume", self.volumes),
+            ("PersistentVolume", self.moves),
             ("PersistentVolumeClaim", self.claims),
             ("PersistentVolumeClaim", self.schedules),
             ("Pod", self.pods),
@@ -199,6 +203,7 @@ class Controllers:
                 self._cut_from(key)
             case "PersistentVolume":
                 self.volumes.add(key)
+                self.moves.add(key)
                 owner = _claim_name(obj)
                 self._wake(self.claims, Key("PersistentVolumeClaim", *owner))
                 self._claims_of(_ANY if owner == _NOBODY else key.name)

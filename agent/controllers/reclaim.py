@@ -6,6 +6,7 @@ import copy
 from typing import Any
 
 from agent.controllers.binding import set_phase
+from agent.controllers.moving import move_of
 from agent.controllers.provisioning import handle_of
 from agent.controllers.view import (
     BACKEND_FINALIZER,
@@ -37,7 +38,9 @@ def policy_of(volume: Obj) -> str:
 
 
 def decide(volume: Obj, view: View) -> list[Action]:
-    """The next steps for *volume*."""
+    """The next steps for *volume*; none while it is moved."""
+    if move_of(volume) is not None:
+        return []
     kept = _finalizers(volume, view)
     if kept != finalizers(volume):
         new = copy.deepcopy(volume)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
-from agent.controllers import provisioning
+from agent.controllers import moving, provisioning
 from agent.controllers.provisioning import CLASS_LABEL, MODES_LABEL, Plan
 from agent.controllers.view import BIND_COMPLETED, annotations_of, claim_key, volume_name
 from fusevol import quantity
@@ -61,9 +61,9 @@ def known(
     names = set()
     for obj in volumes:
         names.add(obj["metadata"]["name"])
-        handle = provisioning.handle_of(obj)
-        if handle is not None and handle.startswith(f"{pool}/"):
-            ids.add(handle.partition("/")[2])
+        for handle in moving.handles_of(obj):
+            if handle.startswith(f"{pool}/"):
+                ids.add(handle.partition("/")[2])
     lost = {}
     for claim in claims:
         if BIND_COMPLETED not in annotations_of(claim):

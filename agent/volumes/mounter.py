@@ -11,7 +11,8 @@ import dataclasses
 import logging
 import os
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Literal, ParamSpec, TypeVar
 from weakref import WeakValueDictionary
@@ -80,6 +81,8 @@ class Mounter:
         self._step = step
         self._locks: WeakValueDictionary[str, trio.Lock] = WeakValueDictionary()
         self._deaths: dict[str, deque[float]] = {}
+        self._reserved: dict[str, str] = {}
+        """Why the volume of a mount cannot be attached now."""
 
     def __repr__(self) -> str:
         return f"<Mounter {self._directory} attachments={len(list(self._attachments))}>"
@@ -104,7 +107,25 @@ class Mounter:
 
     def lock(self, wanted: Attachment) -> trio.Lock:
         """Guards everything that *wanted* shares with others: its volume, its claim, or its target for a hostPath."""
-        name = wanted.mount_id or wanted.claim_uid or wanted.target
+        return self._lock(wanted.mount_id or wanted.claim_uid or wanted.target)
+
+    @asynccontextmanager
+    async def reserved(self, name: str, reason: str) -> AsyncIterator[None]:
+        """A context in which nobody can attach the volume of the mount *name*: who tries is told *reason*.
+
+        Raises :class:`ConflictError` if it is attached.
+        """
+        async with self._lock(name):
+            rows = self._attachments.of_mount(name)
+            if rows:
+                raise ConflictError(f"The volume {rows[0].volume} is mounted at {rows[0].target}.")
+            self._reserved[name] = reason
+        try:
+            yield
+        finally:
+            del self._reserved[name]
+
+    def _lock(self, name: str) -> trio.Lock:
         found = self._locks.get(name)
         if found is None:
             found = self._locks[name] = trio.Lock()
@@ -139,6 +160,8 @@ class Mounter:
             if known is not None and not known.same(wanted):
                 what = known.claim or known.volume or known.path
                 raise ConflictError(f"Something else ({what}) is mounted at {wanted.target}: unmount that first.")
+            if wanted.mount_id in self._reserved:
+                raise UnavailableError(self._reserved[wanted.mount_id])
             if known is None:
                 if check is not None:
                     check()

@@ -6,6 +6,7 @@ import dataclasses
 import datetime as dt
 import json
 import re
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -114,6 +115,18 @@ class Volume:
             quota=quota,
             driver=driver,
             backing=dict(backing),
+        )
+
+    def wanted(self) -> VolumeRequest:
+        """What makes another one like it, in another pool. Whose objects know it is as in this one."""
+        return VolumeRequest(
+            id=self.id,
+            capacity_bytes=self.capacity_bytes,
+            inode_limit=self.inode_limit,
+            enforced=self.quota != "none",
+            owner=dict(self.owner),
+            mode=stat.S_IMODE(self.data.stat().st_mode),
+            labels=dict(self.labels),
         )
 
     def save(self, directory: Path) -> None:

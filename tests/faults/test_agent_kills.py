@@ -106,6 +106,50 @@ class Reclaiming:
         eventually(lambda: self.done(name), 20.0, what="everything is gone")
 
 
+class Moving:
+    """A claim's volume goes to another pool."""
+
+    def __init__(self, agent: MortalAgent) -> None:
+        self.agent = agent
+        self.other = agent.directory / "other"
+        self.volume = api.bound_claim(agent, "data")
+        agent.ok("pool", "create", "other", "--path", str(self.other))
+        self.places = {"default": agent.pool, "other": self.other}
+
+    @property
+    def home(self) -> str:
+        """The pool that the PersistentVolume names."""
+        handle: str = self.agent.get("pv", self.volume)["spec"]["csi"]["volumeHandle"]
+        return handle.partition("/")[0]
+
+    def prepare(self, name: str) -> None:
+        """Write something new into it, and remember whither it shall go."""
+        (self.places[self.home] / "volumes" / self.volume / "data" / "file").write_text(name)
+        self.wanted = next(pool for pool in self.places if pool != self.home)
+
+    def begin(self, name: str) -> None:
+        """Have it moved."""
+        wanted = {"kind": "PersistentVolumeClaim", "namespace": "default", "name": "data", "pool": self.wanted}
+        self.agent.client.request("POST", "/v1/moves", wanted)
+
+    def done(self, name: str) -> bool:
+        """It is there, and no note of the move is left, nor of the old volume."""
+        found = self.agent.get("pv", self.volume)
+        moving = any(key.startswith("fusevol.io/move") for key in found["metadata"]["annotations"])
+        left = [os.listdir(place / part) for place in self.places.values() for part in ("tmp", "trash")]
+        return self.home == self.wanted and not moving and not any(left)
+
+    def check(self, name: str) -> None:
+        """It comes to its end, once it was begun; and the one volume is where the object says, with what was in it."""
+        if self.home != self.wanted:
+            self.begin(name)
+        eventually(lambda: self.done(name), 20.0, what="it is moved")
+        volumes = {pool: os.listdir(place / "volumes") for pool, place in self.places.items()}
+        data = self.places[self.wanted] / "volumes" / self.volume / "data"
+        assert volumes == {pool: [self.volume] if pool == self.wanted else [] for pool in self.places}
+        assert (data / "file").read_text() == name
+
+
 class Mounting:
     """A claim is mounted by hand."""
 
@@ -233,6 +277,15 @@ def test_reclaiming(agent: MortalAgent) -> None:
 
     assert len(steps) >= 10
     assert {"trash: renamed", "volume in the trash", "PersistentVolume let go", "purge: marked"} <= set(steps)
+
+
+def test_moving(agent: MortalAgent) -> None:
+    """A volume that is moved is in one of its two pools, whole, and ends up in the other, wherever that was
+    interrupted."""
+    steps = kill_at_every_step(agent, Moving(agent), once=True)
+
+    assert {"move begun", "provision: durable", "volume copied", "handle changed", "moved cleared"} <= set(steps)
+    assert "move over" in steps
 
 
 def test_mounting(agent: MortalAgent) -> None:
