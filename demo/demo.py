@@ -48,18 +48,18 @@ def seed(stage: Stage) -> str:
     file = DESKTOP / "test.test.test"
     stage.remember_host([str(p) for p in ([] if file.exists() else [file]) + made])
     DESKTOP.mkdir(parents=True, exist_ok=True)
-    stage.fusevol("run", "-f", "hostpath-pod.yaml")
+    stage.fusevol("run", "-f", "seed/hostpath-pod.yaml")
     check(file.exists(), f"the hostPath Pod left no {file}")
 
-    refusal = stage.fusevol("apply", "-f", "emptydir-pod.yaml", fails=True)
+    refusal = stage.fusevol("apply", "-f", "seed/emptydir-pod.yaml", fails=True)
     proposed = re.search(r"\b(emptydir-path)\b", refusal)
     if proposed is None:
         raise DemoError("the refusal of the name emptyDir-path proposes no valid one")
     print(f"    The name is refused as Kubernetes refuses it; with the proposed one, {proposed[1]}:")
-    text = (Path(__file__).parent / "objects" / "emptydir-pod.yaml").read_text()
+    text = (Path(__file__).parent / "seed" / "emptydir-pod.yaml").read_text()
     stage.fusevol("run", "-f", "-", feed=text.replace("emptyDir-path", proposed[1]))
 
-    stage.fusevol("apply", "-f", "claim.yaml")
+    stage.fusevol("apply", "-f", "objects/claim.yaml")
     wait_for("the binding of the claim", lambda: claim(stage)["status"].get("phase") == "Bound")
     stage.fusevol("get", "sc,pvc", "-n", NAMESPACE)
     stage.fusevol("get", "pods")
@@ -76,7 +76,7 @@ def claim(stage: Stage) -> dict[str, dict[str, str]]:
 
 def container_killed(stage: Stage) -> str:
     """(b) A container that is killed and restarted finds its data."""
-    stage.fusevol("run", "-d", "-f", "workspace-pod.yaml")
+    stage.fusevol("run", "-d", "-f", "objects/workspace-pod.yaml")
     wait_for("the writer's first line", lambda: lines(stage, "/data/starts") == 1)
     stage.inside(WRITER, "echo 'written before the kill' > /data/note; date > /scratch/tick; ls -l /data")
     wait_for("ticks", lambda: lines(stage, "/data/ticks") > 3)
@@ -159,7 +159,7 @@ def pod_recreated(stage: Stage) -> str:
     check("tick" in stage.inside(WRITER, "ls /scratch"), "the emptyDir is empty before the test")
     count = lines(stage, "/data/ticks")
     stage.fusevol("delete", "pod", "workspace", "-n", NAMESPACE, "--now")
-    stage.fusevol("run", "-d", "-f", "workspace-pod.yaml")
+    stage.fusevol("run", "-d", "-f", "objects/workspace-pod.yaml")
     wait_for("the new writer", lambda: lines(stage, "/data/starts") == 3)
     text = stage.inside(WRITER, "cat /data/note; ls -A /scratch | wc -l")
     check(text.splitlines() == ["written before the kill", "0"], "the note is gone or the emptyDir is not empty")

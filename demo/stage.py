@@ -77,7 +77,7 @@ class Stage:
         done = subprocess.run(
             command,
             env={**os.environ, **self.environment},
-            cwd=HERE / "objects",
+            cwd=HERE,
             input=feed,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

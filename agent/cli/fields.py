@@ -330,8 +330,12 @@ monitors []string! addresses of the cluster's monitors
 path string the directory
 user string the Ceph user
 secretFile string a keyring on this machine
-secretRef LocalReference a Secret with the key
+secretRef SecretReference a Secret with the key
 readOnly boolean whether writes are refused
+
+SecretReference: a Secret
+name string what it is called
+namespace string where it is, in a PersistentVolume; a Pod's is in its own
 
 NfsVolume: a directory of an NFS server
 server string! the server
@@ -461,4 +465,6 @@ apiVersion string! its API
 kind string! its kind
 name string! its name
 uid string! which one of that name
+controller boolean whether the owner manages this object; one owner at most does
+blockOwnerDeletion boolean kept, and not looked at here
 """

@@ -8,6 +8,7 @@ millions of nodes are mistakes (or attacks) that PyYAML's own constructor lets p
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,6 +21,8 @@ _NODES = 1_000_000
 """Values in one text, aliases unfolded."""
 _BITS = 64
 """Of an integer; JSON readers of other languages have no more."""
+_PROMPT = re.compile(r"(\[[^]\n]*@[^]\n]*\]|[\w.-]+@[\w.:~/-]+)?[$#%] ?(k|kubectl|fusevol|oc) [^\n]*")
+"""A command after a shell's prompt, as it is copied together with what it printed."""
 _STRINGS = {"tag:yaml.org,2002:str", "tag:yaml.org,2002:timestamp", "tag:yaml.org,2002:value"}
 
 
@@ -30,7 +33,10 @@ def load(text: str, source: str) -> list[Obj]:
     are valid is not checked, only that each is a mapping with a kind.
     """
     found: list[Obj] = []
-    loader = yaml.SafeLoader(_without_mark(text, source))
+    text = _without_mark(text, source)
+    if pasted := _PROMPT.match(text):
+        raise InvalidError(f'{source}, line 1: "{pasted[0]:.60}" is a command: remove it, or put "# " before it.')
+    loader = yaml.SafeLoader(text)
     try:
         while loader.check_node():
             node = loader.get_node()

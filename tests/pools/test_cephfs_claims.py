@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from tests.support import ceph
+from tests.support import seed as notes
 from tests.support.agent import Agent
 from tests.support.leaks import Leaks
 from tests.support.polling import eventually
@@ -21,45 +23,8 @@ pytestmark = [pytest.mark.root, pytest.mark.expect_log("The trash of pool .* can
 MIB = 1 << 20
 GIB = 1 << 30
 
-# as `kubectl get -o yaml` printed them on a cluster of 2019, but for the monitors and what the server had added to the
-# claim when it was bound
-CLASS = """\
-apiVersion: storage.k8s.io/v1
-kind: StorageClass
-metadata:
-  creationTimestamp: "2019-12-29T09:09:14Z"
-  name: cephfs
-  resourceVersion: "216329"
-  selfLink: /apis/storage.k8s.io/v1/storageclasses/cephfs
-  uid: 3a225dd9-41e8-4767-a511-d1cfaf7e3db1
-parameters:
-  adminId: admin
-  adminSecretName: ceph-secret-admin
-  adminSecretNamespace: cephfs
-  claimRoot: {root}
-  monitors: {monitors}
-provisioner: ceph.com/cephfs
-reclaimPolicy: Delete
-volumeBindingMode: Immediate
-"""
-CLAIM = """\
-apiVersion: v1
-kind: PersistentVolumeClaim
-metadata:
-  labels:
-    dlkit.njuics.cn/name: test
-    dlkit.njuics.cn/type: workspace
-  name: dlkit-workspace-test
-  namespace: dlkit-resources
-spec:
-  accessModes:
-  - ReadWriteOnce
-  resources:
-    requests:
-      storage: 1Gi
-  storageClassName: cephfs
-  volumeMode: Filesystem
-"""
+CLASS = notes.one("cephfs-class")
+CLAIM = yaml.safe_dump(notes.unbound_claim())
 ADMIN = """\
 apiVersion: v1
 kind: Secret
@@ -87,7 +52,8 @@ class Seed:
 
     def storage_class(self, **other: str) -> str:
         """The class, with the cluster's monitors."""
-        return CLASS.format(**{"monitors": self.cluster.monitors, "root": self.root} | other)
+        here = {"monitors": self.cluster.monitors, "claimRoot": self.root}
+        return yaml.safe_dump({**CLASS, "parameters": CLASS["parameters"] | here | other})
 
     def apply(self) -> dict[str, Any]:
         """Apply all three; the claim when it is bound."""
@@ -273,7 +239,7 @@ def test_all_is_there_after_a_restart(seed: Seed) -> None:
     [
         ({"monitors": "127.0.0.1:1"}, "No monitor of CephFS"),
         ({"monitors": "--help"}, 'has "--help": write HOST:PORT'),
-        ({"root": "/a/../b"}, "claimRoot"),
+        ({"claimRoot": "/a/../b"}, "claimRoot"),
     ],
 )
 def test_a_class_that_names_no_cluster(seed: Seed, class_fields: dict[str, str], said: str) -> None:

@@ -41,6 +41,30 @@ def delete(agent: Agent, kind: str, name: str) -> None:
         return
 
 
+def claim(name: str, size: str = "1Gi", **spec: Any) -> Obj:
+    """A claim, ReadWriteOnce unless *spec* says otherwise."""
+    fields = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": size}}, **spec}
+    return {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": name}, "spec": fields}
+
+
+def volume(name: str, size: str = "1Gi", **spec: Any) -> Obj:
+    """A PersistentVolume without a class, which nobody can write to, unless *spec* says otherwise."""
+    fields = {
+        "accessModes": ["ReadWriteOnce"],
+        "capacity": {"storage": size},
+        "storageClassName": "",
+        "hostPath": {"path": "/proc/self"},
+        **spec,
+    }
+    return {"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": name}, "spec": fields}
+
+
+def apply(agent: Agent, *objects: Obj) -> None:
+    """Create objects, or change them to what is given."""
+    for obj in objects:
+        agent.client.request("POST", "/v1/apply", obj)
+
+
 def make_claim(agent: Agent, name: str) -> None:
     """Create a claim of 64 MiB."""
     agent.client.request(

@@ -77,8 +77,8 @@ def refused(agent: Agent, name: str, words: str) -> str:
     return str(condition(agent, name)["message"])
 
 
-def events(agent: Agent, name: str) -> list[str]:
-    """Reason and message of the Pod's events."""
-    uid = (find(agent, "Pod", name) or {})["metadata"]["uid"]
+def events(agent: Agent, name: str, kind: str = "Pod") -> list[str]:
+    """Reason and message of the events of a Pod, or of an object of another kind."""
+    uid = (find(agent, kind, name) or {})["metadata"]["uid"]
     found = agent.client.request("GET", f"/v1/events?regarding={uid}")["items"]
     return [f"{e['reason']}: {e['message']}" for e in found]

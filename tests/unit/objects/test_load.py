@@ -95,7 +95,12 @@ BOMB = "a0: &a0 [x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}
         ("kind: 7\n", "a.yaml, line 1: the object has no kind"),
         ("kind: List\nitems: 7\n", "the items of a List must be a list"),
         ("kind: List\nitems: [7]\n", "a.yaml, line 1 (an item of the List): this is not an object"),
-        ("[czh@n167 ~]$ k get pv\napiVersion: v1\n", "a.yaml, line 1: this is not an object"),
+        (
+            "[czh@n167 ~]$ k get pv\napiVersion: v1\n",
+            'a.yaml, line 1: "[czh@n167 ~]$ k get pv" is a command: remove it',
+        ),
+        ("$ kubectl get pv -o yaml\nkind: Pod\n", 'a.yaml, line 1: "$ kubectl get pv -o yaml" is a command'),
+        ("me@host:~/x$ kubectl get pv\nkind: Pod\n", 'a.yaml, line 1: "me@host:~/x$ kubectl get pv" is a command'),
     ],
     ids=lambda t: t[:30] if isinstance(t, str) else None,
 )

@@ -6,14 +6,9 @@ import pytest
 
 from fusevol.errors import InvalidError
 from fusevol.objects.share import Share, is_share
+from tests.support import seed
 
-SEED = {
-    "adminId": "admin",
-    "adminSecretName": "ceph-secret-admin",
-    "adminSecretNamespace": "cephfs",
-    "claimRoot": "/dlkit-volumes",
-    "monitors": "210.28.132.168:6789,210.28.132.169:6789,210.28.132.170:6789",
-}
+SEED = seed.one("cephfs-class")["parameters"]
 
 
 def test_seed() -> None:
