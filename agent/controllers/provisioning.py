@@ -68,10 +68,11 @@ def plan(claim: Obj, storage_class: Obj) -> Plan:
     """What to make. Raises :class:`InvalidError` for what this provisioner cannot do."""
     name = storage_class["metadata"]["name"]
     spec = claim["spec"]
-    if spec.get("selector"):
+    if spec.get("selector") is not None:
         raise InvalidError("claim Selector is not supported")
     if matching.mode_of(claim) != "Filesystem":
-        raise InvalidError("volumeMode Block is not supported: ask for volumeMode Filesystem.")
+        provisioner = storage_class["provisioner"]
+        raise InvalidError(f"{provisioner} does not support block volume provisioning: ask for volumeMode Filesystem.")
     parameters = {str(k): str(v) for k, v in (storage_class.get("parameters") or {}).items()}
     place = share_of(storage_class)
     known_here = PARAMETERS if place is None else {*PARAMETERS - {"pool"}, *share.PARAMETERS}

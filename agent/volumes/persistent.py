@@ -65,7 +65,10 @@ def gate(claim: Obj | None, name: str, volume: Obj | None) -> Source:
             f'claim.UID {claim["metadata"]["uid"]} of persistentvolumeclaim "{name}"'
         )
     if mode_of(claim) != "Filesystem":
-        raise InvalidError(f'persistentvolumeclaim "{name}" has volumeMode Block, which cannot be mounted')
+        raise InvalidError(
+            f'persistentvolumeclaim "{name}" has volumeMode Block: block devices are not served here, '
+            "ask for volumeMode Filesystem."
+        )
     behind = source_of(volume)
     # Kubernetes takes modes for labels; whoever asks for nothing but reading is held to it here
     return replace(behind, read_only=True) if set(claim["spec"].get("accessModes") or ()) == {READERS} else behind

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from agent.controllers.matching import mode_of
 from agent.volumes import environment, ephemeral, flex, persistent, places, projected, scratch
 from agent.volumes import memory as in_memory
 from agent.volumes.attachments import Attachment
@@ -136,6 +137,8 @@ def _claim(pod: Obj, name: str, source: Obj, context: Context) -> Wanted:
         return Wanted(name, attachment=row, source=target, read_only=row.read_only, group=_group(pod, row))
     claim_name = str(source["claimName"])
     claim, volume = context.claims(claim_name)
+    if claim is not None:
+        _check_mode(pod, name, claim)
     behind = persistent.gate(claim, claim_name, volume)
     assert claim is not None  # noqa: S101 - the gate lets no missing claim through
     read_only = bool(source.get("readOnly")) or behind.read_only
@@ -150,6 +153,15 @@ def _claim(pod: Obj, name: str, source: Obj, context: Context) -> Wanted:
         claim=claim,
         group=_group(pod, row),
     )
+
+
+def _check_mode(pod: Obj, name: str, claim: Obj) -> None:
+    """Raises :class:`InvalidError`, in kubelet's words, unless containers use volume *name* as what it is (4.17)."""
+    mode = mode_of(claim)
+    other = "volumeMounts" if mode == "Block" else "volumeDevices"
+    containers = [*(pod["spec"].get("initContainers") or []), *pod["spec"]["containers"]]
+    if any(use["name"] == name for c in containers for use in c.get(other) or []):
+        raise InvalidError(f"volume {name} has volumeMode {mode}, but is specified in {other}")
 
 
 def _group(pod: Obj, row: Attachment) -> Group | None:

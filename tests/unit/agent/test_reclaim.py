@@ -186,9 +186,10 @@ def test_the_volume_is_made_as_the_class_says() -> None:
 @pytest.mark.parametrize(
     ("spec", "parameters", "said"),
     [
-        ({"selector": {}}, {}, None),
+        ({}, {}, None),
+        ({"selector": {}}, {}, "claim Selector is not supported"),
         ({"selector": {"matchLabels": {"a": "b"}}}, {}, "claim Selector is not supported"),
-        ({"volumeMode": "Block"}, {}, "volumeMode Block"),
+        ({"volumeMode": "Block"}, {}, "fusevol.io/fusevol does not support block volume provisioning: ask for"),
         ({}, {"type": "gp2"}, "unknown parameters type"),
         ({}, {"mode": "rwx"}, "not octal"),
         ({}, {"inodes": "0"}, "not a positive number"),
