@@ -34,6 +34,20 @@ _IN_VARIABLES: Final = (
     "status.podIP",
     "status.podIPs",
 )
+_CPU_UNITS: Final = ("1m", "1")
+_BYTE_UNITS: Final = ("1", "1k", "1M", "1G", "1T", "1P", "1E", "1Ki", "1Mi", "1Gi", "1Ti", "1Pi", "1Ei")
+_DIVISORS: Final = {
+    "cpu": ("1m and 1 are supported with the cpu", _CPU_UNITS),
+    **{
+        word: (f"{', '.join(_BYTE_UNITS)} are supported with the {name}", _BYTE_UNITS)
+        for word, name in (
+            ("memory", "memory"),
+            ("ephemeral-storage", "local ephemeral storage"),
+            ("hugepages", "hugepages"),
+        )
+    },
+}
+"""The units of each resource: what Kubernetes says of them, and which they are."""
 _RESOURCES: Final = tuple(
     sorted(f"{kind}.{name}" for kind in ("limits", "requests") for name in ("cpu", "ephemeral-storage", "memory"))
 )
@@ -163,8 +177,14 @@ def _resource_ref(field: Field) -> None:
     if text and text not in _RESOURCES and not re.fullmatch(r"(limits|requests)\.hugepages-.+", text):
         resource.unsupported(_RESOURCES)
     divisor = field.child("divisor").quantity()
-    if divisor is not None and divisor.amount < 0:
-        field.child("divisor").invalid("must be greater than or equal to 0")
+    if (
+        divisor is not None
+        and divisor.amount
+        and (unit := re.match(r"\w+\.(cpu|memory|ephemeral-storage|hugepages)", text))
+    ):
+        what, known = _DIVISORS[unit[1]]
+        if str(divisor) not in known:
+            field.child("divisor").invalid(f"only divisor's values {what} resource")
 
 
 # -- variables

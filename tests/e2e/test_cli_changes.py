@@ -204,12 +204,16 @@ def test_resize(agent: Agent) -> None:
 
 
 def test_resize_that_the_class_forbids(agent: Agent) -> None:
-    """4.2: only claims whose class allows it grow; the refusal is Kubernetes'."""
+    """4.2: only claims whose class allows it grow, none without a class; the refusal is Kubernetes'."""
     agent.apply(GROWING.replace("allowVolumeExpansion: true", "allowVolumeExpansion: false") + "---\n" + CLAIM)
     eventually(lambda: api.is_bound(agent, "data"), 20.0)
     done = agent.cli("resize", "data", "16Mi")
+    api.apply(agent, api.volume("static", "8Mi"), api.claim("by-hand", "8Mi", storageClassName=""))
+    eventually(lambda: api.is_bound(agent, "by-hand"), 20.0)
+    by_hand = agent.cli("resize", "by-hand", "16Mi")
 
-    assert done.returncode == 1
+    assert done.returncode == by_hand.returncode == 1
+    assert by_hand.stderr.partition("is invalid: ")[2] == done.stderr.partition("is invalid: ")[2]
     assert "the storageclass that provisions the pvc must support resize" in done.stderr
     assert agent.get("pvc/data")["spec"]["resources"]["requests"]["storage"] == "8Mi"
 

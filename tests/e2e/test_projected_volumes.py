@@ -71,6 +71,8 @@ def test_the_pod_in_files(agent: Agent) -> None:
     """downwardAPI: names, single labels, whole maps quoted as Go does it, resources rounded up in their unit."""
     items = [
         {"path": "name", "fieldRef": {"fieldPath": "metadata.name"}},
+        {"path": "namespace", "fieldRef": {"fieldPath": "metadata.namespace"}},
+        {"path": "note", "fieldRef": {"fieldPath": "metadata.annotations['n']"}},
         {"path": "uid", "fieldRef": {"fieldPath": "metadata.uid"}},
         {"path": "one", "fieldRef": {"fieldPath": "metadata.labels['app']"}},
         {"path": "labels", "fieldRef": {"fieldPath": "metadata.labels"}},
@@ -87,6 +89,8 @@ def test_the_pod_in_files(agent: Agent) -> None:
 
     assert shown(place) == {
         "name": "p",
+        "namespace": "default",
+        "note": 'two\nlines "q" \\ \t\x01',
         "uid": made["metadata"]["uid"],
         "one": "web",
         "labels": 'a="b"\napp="web"',
@@ -102,7 +106,8 @@ def _resource(name: str, divisor: str) -> dict[str, str]:
 
 
 def test_projected_sources_come_together(agent: Agent) -> None:
-    """projected: all sources in one volume, later ones over earlier ones; a token is refused in a sentence."""
+    """projected: all sources in one volume, later ones over earlier ones; a token is refused in a sentence, and so is
+    what is missing, both at once; if one source fails later, nothing of the others is written."""
     pods.put(agent, "Secret", "s", stringData={"k": "secret", "both": "secret"})
     pods.put(agent, "ConfigMap", "c", data={"both": "config"})
     downward = {"downwardAPI": {"items": [{"path": "d/name", "fieldRef": {"fieldPath": "metadata.name"}}]}}
@@ -113,34 +118,49 @@ def test_projected_sources_come_together(agent: Agent) -> None:
     place = pods.ready(agent, "p")["/v"]
     message = pods.refused(agent, "q", "serviceAccountToken")
 
-    assert shown(place) == {"k": "secret", "both": "config", "d/name": "p"}
-    assert modes(place, "k", "d/name") == ["0o444", "0o444"]
+    first = shown(place), modes(place, "k", "d/name")
+    pods.delete(agent, "ConfigMap", "c")
+    pods.put(agent, "Secret", "s", stringData={"k": "changed"})
+    eventually(lambda: any('"c" not found' in e for e in pods.events(agent, "p")), what="an event tells of it")
+    meanwhile = shown(place)
+    pods.put(agent, "ConfigMap", "c", data={"both": "again"})
+    eventually(lambda: shown(place)["both"] == "again", what="all is there again")
+
+    assert first == ({"k": "secret", "both": "config", "d/name": "p"}, ["0o444", "0o444"])
+    assert meanwhile == first[0]
+    assert shown(place) == {"k": "changed", "both": "again", "d/name": "p"}
     assert "fusevol issues no tokens" in message
     assert 'secret "no" not found' in message
 
 
 def test_what_is_missing(agent: Agent) -> None:
-    """Missing objects and keys keep the Pod waiting until they come; optional ones are just not there."""
+    """Missing objects and keys keep the Pod waiting until they come; optional ones are just not there, whether they
+    come later or go again."""
     pods.put(agent, "ConfigMap", "c", data={"a": "1"})
     items = [{"key": "a", "path": "a"}, {"key": "b", "path": "b"}]
     pods.pod(agent, "object", {"v": {"secret": {"secretName": "s"}}})
     pods.pod(agent, "key", {"v": {"configMap": {"name": "c", "items": items}}})
+    pods.put(agent, "Secret", "little", stringData={"a": "1"})
+    pods.pod(agent, "word", {"v": {"secret": {"secretName": "little", "items": items}}})
     optional = {
         "s": {"secret": {"secretName": "none", "optional": True}},
         "c": {"configMap": {"name": "c", "items": items, "optional": True}},
     }
     pods.pod(agent, "optional", optional)
-    said = [pods.refused(agent, "object", "not found"), pods.refused(agent, "key", "non-existent")]
+    said = [pods.refused(agent, name, "no") for name in ("object", "key", "word")]
     without = {p: shown(place) for p, place in pods.ready(agent, "optional").items()}
     pods.put(agent, "Secret", "s", stringData={"k": "v"})
     pods.put(agent, "Secret", "none", stringData={"k": "late"})
     pods.put(agent, "ConfigMap", "c", data={"a": "1", "b": "2"})
     places = pods.ready(agent, "optional")
     eventually(lambda: shown(places["/s"]) == {"k": "late"} and "b" in shown(places["/c"]), what="the files appear")
+    pods.delete(agent, "Secret", "none")
+    eventually(lambda: shown(places["/s"]) == {}, what="the optional files are gone again")
 
     assert said == [
         'MountVolume.SetUp failed for volume "v" : secret "s" not found',
         'MountVolume.SetUp failed for volume "v" : references non-existent config key: b',
+        'MountVolume.SetUp failed for volume "v" : references non-existent secret key: b',
     ]
     assert without == {"/s": {}, "/c": {"a": "1"}}
     assert shown(pods.ready(agent, "object")["/v"]) == {"k": "v"}

@@ -64,6 +64,11 @@ def sc(name: str = "fast", provisioner: str = "fusevol.io/fusevol", **fields: An
     return {"kind": "StorageClass", "metadata": {"name": name}, "provisioner": provisioner, **fields}
 
 
+def leaving(obj: Obj) -> Obj:
+    """*obj* while it is being deleted."""
+    return {**obj, "metadata": {**obj["metadata"], "deletionTimestamp": "now"}}
+
+
 def view(*objects: Obj, **fields: Any) -> View:
     """A view of *objects*."""
     return View(
@@ -75,6 +80,7 @@ def view(*objects: Obj, **fields: Any) -> View:
 
 
 RWO, RWX = "ReadWriteOnce", "ReadWriteMany"
+NO_A: Obj = {"key": "a", "operator": "DoesNotExist"}
 
 
 @pytest.mark.parametrize(
@@ -87,6 +93,8 @@ RWO, RWX = "ReadWriteOnce", "ReadWriteMany"
         ([pv("a", "30Gi", (RWX,))], pvc(), None),
         ([pv("a")], pvc(selector={"matchLabels": {"a": "2"}}), None),
         ([pv("a", labels={"a": "2"})], pvc(selector={"matchLabels": {"a": "2"}}), "a"),
+        ([pv("a", labels={"a": "2"})], pvc(selector={}), "a"),
+        ([pv("a", labels={"a": "2"})], pvc(selector={"matchLabels": {"a": "2"}, "matchExpressions": [NO_A]}), None),
         ([pv("b"), pv("a")], pvc(), "a"),
         ([pv("a", storageClassName="x")], pvc(), None),
         ([pv("a", storageClassName="x")], pvc(storageClassName="x"), "a"),
@@ -94,7 +102,14 @@ RWO, RWX = "ReadWriteOnce", "ReadWriteMany"
         ([pv("a", volumeMode="Filesystem")], pvc(volumeMode="Block"), None),
         ([pv("a"), pv("b", "6Gi", volumeMode="Block")], pvc(volumeMode="Block"), "b"),
         ([pv("a", volumeMode="Block", claimRef={"namespace": "default", "name": "data"})], pvc(), None),
+        ([pv("a", volumeAttributesClassName="gold")], pvc(), None),
+        ([pv("a")], pvc(volumeAttributesClassName="gold"), None),
+        ([pv("a", volumeAttributesClassName="gold")], pvc(volumeAttributesClassName="gold"), "a"),
+        ([{**pv("a"), "status": {"phase": "Pending"}}], pvc(), None),
+        ([{**pv("a"), "status": {"phase": "Failed"}}], pvc(), None),
         ([pv("a", claimRef={"namespace": "default", "name": "other"})], pvc(), None),
+        ([pv("a", claimRef={"namespace": "else", "name": "data"})], pvc(), None),
+        ([pv("a", "6Gi"), pv("b", modes=(RWO, RWX), claimRef={"namespace": "default", "name": "data"})], pvc(), "a"),
         ([pv("a", "6Gi"), pv("b", claimRef={"namespace": "default", "name": "data"})], pvc(), "b"),
         ([pv("b", storageClassName="z", claimRef={"namespace": "default", "name": "data"})], pvc(), "b"),
         ([pv("b", claimRef={"namespace": "default", "name": "data", "uid": "other"})], pvc(), None),
@@ -127,11 +142,23 @@ def test_selector_expressions(operator: str, values: list[str] | None, labels: d
 
 
 def test_a_deleted_volume_is_no_candidate() -> None:
-    """A volume with a deletionTimestamp gets no new claim."""
-    volume = pv("a")
-    volume["metadata"]["deletionTimestamp"] = "now"
+    """A volume with a deletionTimestamp gets no new claim, not even one that it is reserved for."""
+    reserved = pv("a", claimRef={"namespace": "default", "name": "data"})
 
-    assert matching.find(pvc(), [volume]) is None
+    assert matching.find(pvc(), [leaving(pv("a")), leaving(reserved)]) is None
+
+
+def test_the_older_annotations_count() -> None:
+    """4.4, 4.5: the beta annotation names the class before the field does, and marks a default class."""
+    old = {"volume.beta.kubernetes.io/storage-class": "x"}
+    claim = pvc(storageClassName="y", annotations=old)
+    volume = pv("b", storageClassName="y")
+    volume["metadata"]["annotations"] = old
+    default = sc()
+    default["metadata"]["annotations"] = {"storageclass.beta.kubernetes.io/is-default-class": "true"}
+
+    assert matching.find(claim, [pv("a", storageClassName="y"), volume]) == volume
+    assert default_class({"fast": default}) == "fast"
 
 
 def test_the_newest_default_class_wins_and_the_name_breaks_ties() -> None:
@@ -225,14 +252,20 @@ def test_the_empty_class_is_never_provisioned() -> None:
     default["metadata"]["annotations"] = {DEFAULT_CLASS: "true"}
     event = only(binding.decide(pvc(storageClassName=""), view(default)), Event)
 
-    assert event.reason == "FailedBinding"
+    assert (event.reason, event.message) == (
+        "FailedBinding",
+        "no persistent volumes available for this claim and no storage class is set",
+    )
 
 
 def test_provisioning_is_announced_on_the_claim_first() -> None:
     """4.9: both annotations are written, then the volume is made."""
     claim = pvc(storageClassName="fast")
     put = only(binding.decide(claim, view(sc())), Put)
-    assert put.object["metadata"]["annotations"][STORAGE_PROVISIONER] == "fusevol.io/fusevol"
+    assert put.object["metadata"]["annotations"] == {
+        STORAGE_PROVISIONER: "fusevol.io/fusevol",
+        "volume.beta.kubernetes.io/storage-provisioner": "fusevol.io/fusevol",
+    }
 
     assert binding.decide(put.object, view(sc())) == [Provision(put.object, sc())]
 
@@ -261,26 +294,41 @@ def test_delayed_binding_waits_for_a_pod() -> None:
     claim = pvc(storageClassName="fast")
     waiting = only(binding.decide(claim, view(late)), Event)
     assert waiting.reason == "WaitForFirstConsumer"
+    assert waiting.message == "waiting for first consumer to be created before binding"
     put = only(binding.decide(claim, view(late, users={("default", "data"): ["p"]}, node="n1")), Put)
 
     assert put.object["metadata"]["annotations"][SELECTED_NODE] == "n1"
 
 
+CANNOT = 'Cannot bind to requested volume "v"'
+
+
 @pytest.mark.parametrize(
-    ("volume", "reason"),
+    ("volume", "reason", "message"),
     [
-        (None, "FailedBinding"),
-        (pv("v", "1Gi"), "VolumeMismatch"),
-        (pv("v", storageClassName="x"), "VolumeMismatch"),
-        (pv("v", modes=(RWX,)), "VolumeMismatch"),
-        (pv("v", claimRef={"namespace": "default", "name": "other"}), "FailedBinding"),
+        (None, "FailedBinding", 'volume "v" not found'),
+        (pv("v", "1Gi"), "VolumeMismatch", f"{CANNOT}: requested PV is too small"),
+        (pv("v", storageClassName="x"), "VolumeMismatch", f"{CANNOT}: storageClassName does not match"),
+        (pv("v", modes=(RWX,)), "VolumeMismatch", f"{CANNOT}: incompatible accessMode"),
+        (pv("v", volumeMode="Block"), "VolumeMismatch", f"{CANNOT}: incompatible volumeMode"),
+        (
+            pv("v", volumeAttributesClassName="x"),
+            "VolumeMismatch",
+            f"{CANNOT}: volumeAttributesClassName does not match",
+        ),
+        (leaving(pv("v")), "VolumeMismatch", f"{CANNOT}: the volume is being deleted"),
+        (
+            pv("v", claimRef={"namespace": "default", "name": "other"}),
+            "FailedBinding",
+            'volume "v" already bound to a different claim.',
+        ),
     ],
 )
-def test_a_volume_that_the_claim_names_must_fit(volume: Obj | None, reason: str) -> None:
-    """4.7: pre-binding on the claim's side is checked unless the volume names the claim."""
+def test_a_volume_that_the_claim_names_must_fit(volume: Obj | None, reason: str, message: str) -> None:
+    """4.7: pre-binding on the claim's side is checked unless the volume names the claim; the claim stays Pending."""
     event = only(binding.decide(pvc(volumeName="v"), view(*([volume] if volume else []))), Event)
 
-    assert event.reason == reason
+    assert (event.reason, event.message) == (reason, message)
 
 
 def test_a_volume_that_names_the_claim_back_is_bound_unchecked() -> None:
@@ -292,12 +340,17 @@ def test_a_volume_that_names_the_claim_back_is_bound_unchecked() -> None:
 
 
 @pytest.mark.parametrize(
-    ("volume", "reason"),
-    [(None, "ClaimLost"), (pv("v", claimRef={"namespace": "d", "name": "x", "uid": "y"}), "ClaimMisbound")],
+    ("name", "volume", "reason"),
+    [
+        ("v", None, "ClaimLost"),
+        ("", pv("v"), "ClaimLost"),
+        ("v", pv("v", claimRef={"namespace": "d", "name": "x", "uid": "y"}), "ClaimMisbound"),
+        ("v", pv("v", claimRef={"namespace": "default", "name": "data", "uid": "y"}), "ClaimMisbound"),
+    ],
 )
-def test_a_bound_claim_without_its_volume_is_lost(volume: Obj | None, reason: str) -> None:
+def test_a_bound_claim_without_its_volume_is_lost(name: str, volume: Obj | None, reason: str) -> None:
     """4.8: Lost clears capacity and modes and says why, once."""
-    claim = pvc(volumeName="v", annotations={BIND_COMPLETED: "yes"})
+    claim = pvc(volumeName=name, annotations={BIND_COMPLETED: "yes"})
     claim["status"] = {"phase": "Bound", "capacity": {"storage": "1Gi"}, "accessModes": [RWO]}
     put, event = binding.decide(claim, view(*([volume] if volume else [])))
     assert isinstance(put, Put)
@@ -306,6 +359,38 @@ def test_a_bound_claim_without_its_volume_is_lost(volume: Obj | None, reason: st
     assert event.reason == reason
 
     assert binding.decide(put.object, view(*([volume] if volume else []))) == []
+
+
+@pytest.mark.parametrize("uid", [{"uid": "u1"}, {}])
+def test_a_lost_claim_is_bound_when_its_volume_is_back(uid: Obj) -> None:
+    """Lost is not for ever: the volume, restored with its claimRef, with or without the uid, makes the claim Bound."""
+    claim = pvc(volumeName="v", annotations={BIND_COMPLETED: "yes"})
+    claim["status"] = {"phase": "Lost"}
+    volume = pv("v", claimRef={"namespace": "default", "name": "data", **uid})
+    *_, put = binding.decide(claim, view(volume))
+    assert isinstance(put, Put)
+
+    assert put.object["status"] == {"phase": "Bound", "accessModes": [RWO], "capacity": {"storage": "10Gi"}}
+
+
+def test_the_capacity_is_copied_once() -> None:
+    """4.7: what somebody writes into the volume later is not the claim's."""
+    first, second = binding.decide(pvc(), view(pv("a")))
+    assert isinstance(first, Put)
+    assert isinstance(second, Put)
+    first.object["spec"]["capacity"] = {"storage": "99Gi"}
+
+    assert binding.decide(second.object, view(first.object)) == []
+
+
+def test_a_claim_is_protected_first() -> None:
+    """4.4: before anything else a claim gets its finalizer."""
+    claim = pvc()
+    claim["metadata"]["finalizers"] = []
+    put = only(binding.decide(claim, view(pv("a"))), Put)
+
+    assert put.object["metadata"]["finalizers"] == [CLAIM_PROTECTION]
+    assert "volumeName" not in put.object["spec"]
 
 
 def test_a_deleted_claim_stays_while_it_is_used() -> None:

@@ -124,6 +124,19 @@ def test_a_reserved_volume_is_available() -> None:
     assert phase_after(volume, view()) == "Available"
 
 
+@pytest.mark.parametrize("phase", ["Pending", "Released", "Failed"])
+def test_a_volume_without_a_reference_is_available(phase: str) -> None:
+    """4.3: a new one, and one whose claimRef an administrator has removed; what was wrong before is forgotten."""
+    volume = made("Retain", phase)
+    del volume["spec"]["claimRef"]
+    volume["status"] |= {"reason": "VolumeFailedDelete", "message": "no"}
+    (action,) = reclaim.decide(volume, view())
+    assert isinstance(action, Put)
+
+    assert set(action.object["status"]) == {"phase", "lastPhaseTransitionTime"}
+    assert action.object["status"]["phase"] == "Available"
+
+
 @pytest.mark.parametrize("by_controller", [True, False])
 def test_a_volume_whose_claim_is_bound_elsewhere_is_free_again(by_controller: bool) -> None:
     """4.3: the controller's claimRef is removed, the user's keeps name and namespace."""
@@ -137,6 +150,25 @@ def test_a_volume_whose_claim_is_bound_elsewhere_is_free_again(by_controller: bo
     left = action.object["spec"].get("claimRef")
 
     assert left == (None if by_controller else {"namespace": "default", "name": "data"})
+
+
+def test_what_was_made_for_a_claim_that_is_bound_elsewhere_goes() -> None:
+    """4.3: with policy Delete nobody else gets a volume that was made for one claim."""
+    elsewhere = copy.deepcopy(CLAIM)
+    elsewhere["spec"]["volumeName"] = "other"
+
+    assert phase_after(made(), view(elsewhere)) == "Released"
+    assert reclaim.decide(made(phase="Released"), view(elsewhere)) == [Reclaim(made(phase="Released"))]
+
+
+def test_a_new_volume_is_protected() -> None:
+    """4.4: a volume that somebody created gets the finalizer that keeps it while it is Bound."""
+    volume = made("Retain", ours=False)
+    volume["metadata"]["finalizers"] = []
+    (action,) = reclaim.decide(volume, view(CLAIM))
+    assert isinstance(action, Put)
+
+    assert action.object["metadata"]["finalizers"] == [VOLUME_PROTECTION]
 
 
 def test_a_deleted_volume_waits_for_its_claim() -> None:
@@ -171,12 +203,17 @@ STORAGE_CLASS: Obj = {
 
 
 def test_the_volume_is_made_as_the_class_says() -> None:
-    """4.9: name by the claim's uid, class's pool, mode, options and policy; the claim's size and modes."""
+    """4.9: name by the claim's uid, class's pool, mode, options and policy; the claim's size, modes and reference."""
     plan = provisioning.plan(CLAIM, STORAGE_CLASS)
     volume = provisioning.persistent_volume(CLAIM, STORAGE_CLASS, plan, plan.capacity, "fusevol.io/fusevol")
 
     assert (plan.pool, plan.volume, plan.capacity, plan.mode) == ("ssd", "pvc-u1", 1 << 30, 0o750)
+    assert volume["metadata"]["name"] == "pvc-u1"
+    assert volume["metadata"]["annotations"] == {PROVISIONED_BY: "fusevol.io/fusevol"}
     assert volume["metadata"]["finalizers"] == [VOLUME_PROTECTION]
+    assert volume["spec"]["accessModes"] == ["ReadWriteOnce"]
+    assert volume["spec"]["volumeMode"] == "Filesystem"
+    assert volume["spec"]["claimRef"]["uid"] == "u1"
     assert volume["spec"]["mountOptions"] == ["noatime"]
     assert volume["spec"]["persistentVolumeReclaimPolicy"] == "Retain"
     assert volume["spec"]["capacity"] == {"storage": "1Gi"}

@@ -41,19 +41,21 @@ def test_host_paths_are_checked_by_type(workdir: Path) -> None:
     got = {
         "ok": [said(str(base / p), t) for p, t in (
             ("dir", "Directory"), ("link", "Directory"), ("file", "File"), ("sock", "Socket"),
-            ("nothing", ""), ("file", "FileOrCreate"), ("dir", "DirectoryOrCreate"),
+            ("nothing", ""), ("file", "FileOrCreate"), ("dir", "DirectoryOrCreate"), ("link", ""),
         )] + [said("/dev/null", "CharDevice")],
         "missing": said(str(base / "no"), "Directory"),
         "wrong": said(str(base / "file"), "Directory"),
         "device": said("/dev/null", "BlockDevice"),
         "socket": said(str(base / "dir"), "Socket"),
         "type": said(str(base / "dir"), "Folder"),
+        "made": said(str(base / "file"), "DirectoryOrCreate"),
         "up": said(f"{base}/../x", ""),
         "relative": said("x", ""),
     }  # fmt: skip
 
     assert got == {
-        "ok": [""] * 8,
+        "ok": [""] * 9,
+        "made": f"hostPath type check failed: {base}/file is not a directory, it's a file",
         "missing": f"hostPath {base}/no doesn't exist",
         "wrong": f"hostPath type check failed: {base}/file is not a directory, it's a file",
         "device": "hostPath type check failed: /dev/null is not a block device, it's a character device",
@@ -65,18 +67,25 @@ def test_host_paths_are_checked_by_type(workdir: Path) -> None:
 
 
 def test_host_paths_are_created_where_the_type_says_so(workdir: Path) -> None:
-    """DirectoryOrCreate: parents too, 0755. FileOrCreate: 0644, and a missing parent is an error."""
+    """DirectoryOrCreate: parents too, 0755. FileOrCreate: 0644, empty, and a missing parent is an error. What is there
+    stays as it is."""
+    (workdir / "old").mkdir(mode=0o700)
+    (workdir / "kept").write_text("x")
+    (workdir / "kept").chmod(0o600)
     before = os.umask(0o022)
     try:
         hostpath.prepare(str(workdir / "a" / "b"), "DirectoryOrCreate")
         hostpath.prepare(str(workdir / "a" / "f"), "FileOrCreate")
+        hostpath.prepare(str(workdir / "old"), "DirectoryOrCreate")
+        hostpath.prepare(str(workdir / "kept"), "FileOrCreate")
     finally:
         os.umask(before)
-    modes = [stat.S_IMODE((workdir / p).stat().st_mode) for p in ("a/b", "a/f")]
+    modes = [stat.S_IMODE((workdir / p).stat().st_mode) for p in ("a", "a/b", "a/f", "old", "kept")]
     with pytest.raises(FileNotFoundError):
         hostpath.prepare(str(workdir / "no" / "f"), "FileOrCreate")
 
-    assert modes == [0o755, 0o644]
+    assert modes == [0o755, 0o755, 0o644, 0o700, 0o600]
+    assert ((workdir / "a" / "f").read_text(), (workdir / "kept").read_text()) == ("", "x")
 
 
 @pytest.mark.parametrize(

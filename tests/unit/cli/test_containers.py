@@ -94,6 +94,17 @@ def test_read_only_and_propagation() -> None:
     assert containers.volume_arguments(whole, "c") == ["-v", "/srv/v:/data:ro,rslave"]
 
 
+@pytest.mark.parametrize(
+    ("wanted", "options"),
+    [({}, ""), ({"mountPropagation": "None"}, ""), ({"mountPropagation": "Bidirectional"}, ":rshared")],
+)
+def test_propagation(wanted: dict[str, str], options: str) -> None:
+    """None is podman's own default (rprivate), Bidirectional is rshared."""
+    whole = pod({"volumeMounts": [{"name": "v", "mountPath": "/data", **wanted}]})
+
+    assert containers.volume_arguments(whole, "c") == ["-v", f"/srv/v:/data{options}"]
+
+
 def test_relative_mount_path() -> None:
     """A relative mountPath counts from the container's root (6.2)."""
     whole = pod({})

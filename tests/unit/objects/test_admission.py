@@ -78,6 +78,29 @@ def test_a_namespace_where_none_belongs_is_dropped() -> None:
     assert objects.key(admitted) == ("PersistentVolume", "", "disk")
 
 
+FROM_CLAIM = {"kind": "PersistentVolumeClaim", "name": "a"}
+FROM_SNAPSHOT = {"apiGroup": "snapshot.storage.k8s.io", "kind": "VolumeSnapshot", "name": "a"}
+CUSTOM = {"apiGroup": "example.com", "kind": "Backup", "name": "a"}
+
+
+@pytest.mark.parametrize(
+    ("given", "source", "reference"),
+    [
+        ({"dataSource": FROM_CLAIM}, FROM_CLAIM, FROM_CLAIM),
+        ({"dataSource": FROM_SNAPSHOT}, FROM_SNAPSHOT, FROM_SNAPSHOT),
+        ({"dataSourceRef": FROM_CLAIM}, FROM_CLAIM, FROM_CLAIM),
+        ({"dataSourceRef": CUSTOM}, CUSTOM, CUSTOM),
+        ({"dataSource": CUSTOM}, None, None),
+        ({"dataSource": CUSTOM, "dataSourceRef": CUSTOM}, CUSTOM, CUSTOM),
+    ],
+)
+def test_both_names_of_a_source_are_filled_in(given: Obj, source: Obj | None, reference: Obj | None) -> None:
+    """4.11: one is copied to the other; what dataSource does not know is dropped when it stands alone."""
+    spec = objects.admit(changed(CLAIM, *((f"spec/{k}", v) for k, v in given.items())))["spec"]
+
+    assert (spec.get("dataSource"), spec.get("dataSourceRef")) == (source, reference)
+
+
 CLAIM_CASES = [
     ([(STORAGE, ...)], "spec.resources.requests.storage: Required value"),
     ([("spec/resources", ...)], "spec.resources.requests.storage: Required value"),
@@ -118,6 +141,21 @@ CLAIM_CASES = [
         'spec.volumeMode: Unsupported value: "File": supported values: "Block", "Filesystem"',
     ),
     ([("spec/dataSource", {"kind": "PersistentVolumeClaim"})], "spec.dataSource.name: Required value"),
+    (
+        [("spec/dataSourceRef", {"kind": "Backup", "name": "b"})],
+        (
+            "spec.dataSourceRef.kind: Invalid value: \"Backup\": must be 'PersistentVolumeClaim' when referencing the "
+            "default apiGroup"
+        ),
+    ),
+    (
+        [("spec/dataSourceRef", {**FROM_CLAIM, "namespace": "other"})],
+        "spec.dataSourceRef.namespace: Forbidden: sources in other namespaces are not served here",
+    ),
+    (
+        [("spec/dataSource", FROM_CLAIM), ("spec/dataSourceRef", {**FROM_CLAIM, "name": "b"})],
+        f"spec.dataSource: Invalid value: {json.dumps(FROM_CLAIM)}: must match dataSourceRef",
+    ),
     (
         [("spec/selector", {"matchExpressions": [{"key": "a", "operator": "In"}]})],
         (
@@ -312,6 +350,17 @@ POD_CASES = [
             "spec.containers[0].volumeDevices[0].name: Invalid value: "
             '"v": must not already exist in volumeMounts]'
         ),
+    ),
+    (
+        [
+            (
+                "spec/volumes",
+                [{"name": "v", "persistentVolumeClaim": {"claimName": "c"}}, {"name": "w", "emptyDir": {}}],
+            ),
+            ("spec/containers/0/volumeDevices", [{"name": "v", "devicePath": "/v"}]),
+            (f"{MOUNT}/name", "w"),
+        ],
+        f'{MOUNTED}.mountPath: Invalid value: "/v": must not already exist as a path in volumeDevices',
     ),
     ([("spec/containers", [])], "spec.containers: Required value"),
     ([("spec/containers/0/name", ...)], "spec.containers[0].name: Required value"),

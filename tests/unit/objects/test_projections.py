@@ -34,6 +34,24 @@ def items(*paths: str) -> list[Obj]:
     return [{"key": "k", "path": p} for p in paths]
 
 
+UNITS = "1, 1k, 1M, 1G, 1T, 1P, 1E, 1Ki, 1Mi, 1Gi, 1Ti, 1Pi, 1Ei"
+
+
+def resource(name: str, divisor: str) -> Obj:
+    """A volume with one resource in units of *divisor*."""
+    field = {"containerName": "c", "resource": name, "divisor": divisor}
+    return {"downwardAPI": {"items": [{"path": "p", "resourceFieldRef": field}]}}
+
+
+@pytest.mark.parametrize(
+    ("name", "divisor"),
+    [("limits.cpu", "1m"), ("requests.cpu", "0"), ("limits.memory", "1024Ki"), ("limits.hugepages-2Mi", "1Mi")],
+)
+def test_units_that_are_fine(name: str, divisor: str) -> None:
+    """3.5: the divisors that Kubernetes knows, whatever they are written as; 0 is none."""
+    objects.admit(pod(resource(name, divisor)))
+
+
 @pytest.mark.parametrize(
     ("volume", "message"),
     [
@@ -69,6 +87,14 @@ def items(*paths: str) -> list[Obj]:
             {"downwardAPI": {"items": [{"path": "p", "resourceFieldRef": {"resource": "limits.cpu"}}]}},
             "resourceFieldRef.containerName: Required value",
         ),
+        (resource("limits.cpu", "2"), 'divisor: Invalid value: "2": only divisor\'s values 1m and 1 are support'),
+        (resource("requests.cpu", "1k"), "are supported with the cpu resource"),
+        (resource("limits.memory", "3Mi"), f"only divisor's values {UNITS} are supported with the memory resource"),
+        (resource("limits.memory", "1m"), f"only divisor's values {UNITS} are supported with the memory resource"),
+        (resource("limits.memory", "-1"), f"only divisor's values {UNITS} are supported with the memory resource"),
+        (resource("requests.ephemeral-storage", "10"), "are supported with the local ephemeral storage resource"),
+        (resource("limits.hugepages-2Mi", "2Mi"), "are supported with the hugepages resource"),
+        (resource("limits.gpu", "1"), 'resource: Unsupported value: "limits.gpu"'),
         (
             {"downwardAPI": {"items": [{"path": "p", "fieldRef": FIELD, "resourceFieldRef": {}}]}},
             "fieldRef and resourceFieldRef can not be specified simultaneously",

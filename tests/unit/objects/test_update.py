@@ -143,14 +143,19 @@ def test_node_affinity_is_set_once() -> None:
 
 
 def test_classes_and_volumes_change_elsewhere() -> None:
-    """Expansion, mount options, policy, claimRef, capacity and labels may change."""
-    storage_class = objects.admit_update(stored(CLASS), changed(CLASS, ("allowVolumeExpansion", True)))
+    """Expansion, mount options, policy, claimRef, capacity and labels may change, and a claim's attributes class."""
+    free = [("allowVolumeExpansion", True), ("mountOptions", ["ro"])]
+    storage_class = objects.admit_update(stored(CLASS), changed(CLASS, *free))
+    gold = ("spec/volumeAttributesClassName", "gold")
+    claim = objects.admit_update(stored(CLAIM, status=BOUND), changed(CLAIM, gold))
     volume = objects.admit_update(
         stored(VOLUME),
         changed(VOLUME, ("spec/persistentVolumeReclaimPolicy", "Delete"), ("spec/capacity/storage", "2Gi")),
     )
 
     assert storage_class["allowVolumeExpansion"] is True
+    assert storage_class["mountOptions"] == ["ro"]
+    assert claim["spec"]["volumeAttributesClassName"] == "gold"
     assert (volume["spec"]["persistentVolumeReclaimPolicy"], objects.volume.capacity_bytes(volume)) == (
         "Delete",
         2 << 30,

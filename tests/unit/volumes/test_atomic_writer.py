@@ -80,6 +80,7 @@ def test_the_shape_on_disk(tmp_path: Path) -> None:
     }
     assert shown(tmp_path) == FILES
     assert stat.S_IMODE((tmp_path / directory).stat().st_mode) == 0o755
+    assert stat.S_IMODE((tmp_path / "dir").stat().st_mode) == 0o700, "directories follow the umask"
     assert {stat.S_IMODE((tmp_path / f).stat().st_mode) for f in FILES} == {0o640}
 
 
@@ -193,6 +194,18 @@ def test_the_group_has_the_files_before_they_are_seen(tmp_path: Path) -> None:
         "dir": ("0o2755", 4321),
         "dir/b": ("0o440", 4321),
     }
+
+
+@pytest.mark.root
+def test_a_group_that_cannot_be_given_changes_nothing(tmp_path: Path) -> None:
+    """Step 8: the files change hands before the switch, so a failure leaves the old state, whole, and no new one."""
+    write(tmp_path, FILES)
+    before = sorted(os.listdir(tmp_path))
+    with pytest.raises(OverflowError):
+        write(tmp_path, {"a": b"new"}, gid=1 << 40)
+
+    assert sorted(os.listdir(tmp_path)) == before
+    assert shown(tmp_path) == FILES
 
 
 def test_places_for_other_mounts(tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def test_whole_objects_come_first() -> None:
         ({"fieldRef": {"fieldPath": "spec.nodeName"}}, "node1"),
         ({"fieldRef": {"fieldPath": "spec.serviceAccountName"}}, "default"),
         ({"resourceFieldRef": {"resource": "limits.memory", "divisor": "1Mi"}}, "10"),
-        ({"resourceFieldRef": {"resource": "limits.memory", "divisor": "3Mi"}}, "4"),
+        ({"resourceFieldRef": {"resource": "limits.memory", "divisor": "1M"}}, "11"),
         ({"resourceFieldRef": {"resource": "limits.cpu"}}, "3"),
         ({"resourceFieldRef": {"resource": "requests.cpu"}}, "0"),
         ({"resourceFieldRef": {"resource": "requests.memory"}}, "10485760"),
