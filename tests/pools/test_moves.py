@@ -35,7 +35,7 @@ def _furnish(root: Path) -> None:
     subprocess.run(["setfacl", "-m", "u:1234:rw", root / "dir" / "data"], check=True)
     os.chown(root / "sparse", 1000, 1001)
     os.utime(root / "sparse", ns=(1, 1_234_567_890))
-    os.chmod(root, 0o3770)
+    os.chmod(root, 0o3740)
 
 
 @pytest.fixture
