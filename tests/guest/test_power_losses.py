@@ -1,0 +1,56 @@
+"""The power of a machine lost at any moment: what was acknowledged is there, and nothing else."""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tests.support.guest import Disk, Guest
+from tests.support.polling import eventually
+from tests.support.powerloss import RECORD
+
+pytestmark = [pytest.mark.root, pytest.mark.slow]
+LOSSES = int(os.environ.get("FUSEVOL_POWER_LOSSES", "3"))
+SEED = int(os.environ.get("FUSEVOL_POWER_SEED", random.randrange(1 << 32)))
+LONGEST = 6.0
+"""Seconds until the power goes at the latest."""
+
+
+def test_power_losses(workdir: Path) -> None:
+    """The guest is ended while claims are made, filled, written to, grown, moved, snapshotted and deleted. Each time it
+    comes up again all of them are in a legal state, with what was synced in them, and the pools have nothing else."""
+    print(f"seed {SEED}, {LOSSES} losses of power")
+    chance = random.Random(SEED)
+    shared = workdir / "shared"
+    shared.mkdir()
+    disks = []
+    for name in ("a", "b"):
+        image = workdir / name
+        with image.open("wb") as file:
+            file.truncate(1 << 30)
+        disks.append(Disk(image))
+    working, record = shared / "working", shared / RECORD
+    command = [sys.executable, "-m", "tests.support.powerloss", str(shared)]
+    with Guest("6.12", shared, disks=disks) as guest:
+        for number in range(LOSSES):
+            working.unlink(missing_ok=True)
+            guest.start([*command, str(SEED + number)])
+            eventually(lambda: working.exists() or not guest.running(), 150, what="it has checked everything")
+            assert working.exists(), f"after {number} losses: {guest.output.read_text()[-9000:]}{guest.last_words()}"
+            time.sleep(chance.uniform(0.1, LONGEST))  # the moment itself is what is tested
+            assert guest.running(), f"after {number} losses: {guest.output.read_text()[-4000:]}"
+            guest.power_loss()
+            print(f"{number + 1}: {guest.output.read_text().splitlines()[-1]}", flush=True)
+        guest.start([*command, "0", "--check-only"])
+        status = guest.wait(150)
+        said = guest.output.read_text()
+
+    assert status == 0, said[-4000:]
+    done = Counter(word for line in record.read_text().splitlines() for word in line.split('"state": "')[1:])
+    assert sum(done.values()) > 10 * LOSSES, "it did too little"
