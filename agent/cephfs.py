@@ -83,6 +83,9 @@ class CephMount:
         self.times += 1
         return True
 
+    def unmount(self) -> None:
+        """Nothing: a mount whose process lives recovers by itself, any other is made again by :meth:`renew`."""
+
     def _make_root(self, client: _Client) -> None:
         """Make the share's directory, by a mount of the whole filesystem that is gone afterwards."""
         with tempfile.TemporaryDirectory(dir=self._point.parent) as top:

@@ -41,6 +41,7 @@ from agent.plugin.driver import Driver
 from agent.plugin.server import serve as serve_plugin
 from agent.poolbook import PoolBook
 from agent.pools import Pools
+from agent.poolwatch import PoolWatch
 from agent.probes import Probes
 from agent.salvage import Salvage
 from agent.shares import Shares
@@ -224,6 +225,8 @@ async def _run(
     nursery.start_soon(pools.empty_trash)
     nursery.start_soon(hangs.run)
     nursery.start_soon(shares.watch, mounter.end_all)
+    watch = PoolWatch(store=store, events=events, pools=pools, end=mounter.end_all, recovered=recoveries.announce)
+    nursery.start_soon(watch.run)
     if config.csi is not None:
         from agent.csi.server import serve as serve_csi  # noqa: PLC0415 - grpcio takes 15 MiB, and most do without
 

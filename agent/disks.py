@@ -171,6 +171,22 @@ def mount_at(place: Path, point: Path, fs: Fs, uuid: str) -> bool:
     return True
 
 
+def check_whole(image: Path, point: Path) -> None:
+    """Raises :class:`UnavailableError` if *image*, whose filesystem is mounted at *point*, has lost its end: writes
+    would make it longer again, with nothing in between."""
+    found = mount.find(point)
+    if found is None or not image.is_file():
+        return
+    with _failing(f"Looking at {image}"):
+        device = os.stat(found.source).st_rdev  # not the mount's, of which btrfs has its own
+        needed = int(Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}/size").read_text()) * 512
+        size = image.stat().st_size
+    if size < needed:
+        raise UnavailableError(
+            f"The image file {image} was cut off: it has {format_bytes(size)} of {format_bytes(needed)}; put it back."
+        )
+
+
 def enable_quotas(point: Path, fs: Fs, *, simple: bool) -> None:
     """Have the filesystem mounted at *point* keep quotas. XFS does by how it is mounted, if this kernel can."""
     if fs != "btrfs":

@@ -123,7 +123,16 @@ class MadePool:
             )
         if record.kind == "path":
             return False
-        return disks.mount_at(Path(record.place), self.pool, disks.check_fs(record.fs), record.uuid)
+        place = Path(record.place)
+        renewed = disks.mount_at(place, self.pool, disks.check_fs(record.fs), record.uuid)
+        if record.kind == "image":
+            disks.check_whole(place, self.pool)
+        return renewed
+
+    def unmount(self) -> None:
+        """Have it mounted anew next time. Raises :class:`ConflictError` while it is in use."""
+        if self._record.kind != "path":
+            disks.unmount(self.pool)
 
     def __repr__(self) -> str:
         """Shows what is where."""

@@ -38,6 +38,9 @@ class Mounted(Protocol):
     def renew(self) -> bool:
         """See to it that it is mounted; whether it had to be mounted now. Raises a :class:`FusevolError`."""
 
+    def unmount(self) -> None:
+        """Have it mounted anew next time. Raises a :class:`FusevolError`."""
+
 
 class NotMountedError(UnavailableError):
     """A pool cannot be mounted, so nothing hangs there and nothing is done."""
@@ -92,6 +95,8 @@ class Place:
         self._step = step
         self._hazard = Hazard(f'The pool "{name}" ({self.path})', patience=patience, recoveries=recoveries)
         self._pool: Pool | None = None
+        self._was_there = False
+        """A pool that has been here is not made a second time: an empty directory is what its filesystem was on."""
         self._opening = threading.Lock()
         self.discarded = trio.Event()
         """Set when something was put into the trash."""
@@ -116,12 +121,13 @@ class Place:
                 self._pool = Pool.open(
                     self.path,
                     self.name,
-                    create=True,
+                    create=not self._was_there,
                     step=self._step,
                     driver=self.settings.driver,
                     overcommit=self.settings.overcommit,
                     holder=self._holder,
                 )
+                self._was_there = True
                 self._pool.sweep()
             return self._pool
 
@@ -131,6 +137,16 @@ class Place:
             if self._pool is not None:
                 self._pool.close()
                 self._pool = None
+
+    async def let_go(self) -> None:
+        """Have nothing open in it; it is opened, and if need be mounted, by whatever is done next."""
+
+        def close() -> None:
+            self.close()
+            if self._mounted is not None:
+                self._mounted.unmount()
+
+        await self._hazard.run(close)
 
     @staticmethod
     def _renewed(mounted: Mounted) -> bool:

@@ -243,6 +243,18 @@ class Pools:
         """Whether a pool does not answer now. Raises :class:`NotFoundError`."""
         return self._place(name).hangs
 
+    async def failure(self, name: str) -> str | None:
+        """Why a pool's filesystem cannot be used, as a sentence; ``None`` if it can. Raises :class:`NotFoundError`."""
+        place = self._place(name)
+        try:
+            return await place.run(lambda p: p.failure())
+        except FusevolError as e:
+            return e.message
+
+    async def let_go(self, name: str) -> None:
+        """Have nothing open in a pool, so that its filesystem can be mounted anew; what is done next opens it again."""
+        await self._place(name).let_go()
+
     def _place(self, name: str) -> Place:
         if name not in self._places:
             self.learn()
