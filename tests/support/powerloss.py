@@ -60,7 +60,7 @@ class Thing:
 
     state: State
     sizes: list[int]
-    """Of a claim, in bytes: the one that it has, and the one that it may have."""
+    """In bytes: the one that a claim has, and the one that it may have; of a snapshot, those of its claim."""
     files: list[str]
     """Those that are there for certain."""
     perhaps: list[str]
@@ -183,7 +183,7 @@ def check(machine: Machine, record: Record) -> None:
         handle = contents[snapshot["status"]["boundVolumeSnapshotContentName"]]["status"]["snapshotHandle"]
         pool, _, made = handle.partition("/")
         files, rest = _files(_POOLS[pool] / "snapshots" / made / "data", thing)
-        record.write("snapshot", name, Thing("there", [], files, rest))
+        record.write("snapshot", name, Thing("there", thing.sizes, files, rest))
 
 
 def _status(obj: Obj) -> Obj:
@@ -291,7 +291,8 @@ class Worker:
         perhaps: list[str] = []
         if self._snapshots and self._random.random() < 0.5:
             source = self._random.choice(self._snapshots)
-            taken, size = self._record.snapshots[source], 64 * _MIB
+            taken = self._record.snapshots[source]
+            size = max(taken.sizes)
             files, perhaps = list(taken.files), list(taken.perhaps)
             group = "snapshot.storage.k8s.io"
             spec["dataSource"] = {"apiGroup": group, "kind": "VolumeSnapshot", "name": source}
@@ -363,7 +364,7 @@ class Worker:
     def _snapshot(self) -> None:
         claim, thing = self._one()
         name = self._name()
-        self._record.write("snapshot", name, Thing("begun", [], thing.files, thing.perhaps))
+        self._record.write("snapshot", name, Thing("begun", thing.sizes, thing.files, thing.perhaps))
         self._machine.post("volumesnapshots", name, {"source": {"persistentVolumeClaimName": claim}})
 
         def ready() -> bool:
@@ -371,7 +372,7 @@ class Worker:
             return found is not None and _status(found).get("readyToUse") is True
 
         eventually(ready, 60, what=f"{name} is ready")
-        self._record.write("snapshot", name, Thing("there", [], thing.files, thing.perhaps))
+        self._record.write("snapshot", name, Thing("there", thing.sizes, thing.files, thing.perhaps))
 
     def _drop(self) -> None:
         name = self._random.choice(self._snapshots)
