@@ -20,21 +20,27 @@ class Index(Generic[K, V, W]):
 
     def put(self, key: K, value: V) -> None:
         """The value of *key* from now on."""
-        self.drop(key)
-        words = self._known[key] = tuple(dict.fromkeys(self._words(value)))
+        words = tuple(dict.fromkeys(self._words(value)))
+        before = self._known.get(key, ())
+        for word in set(before) - set(words):
+            self._forget(key, word)
         for word in words:
             self._values.setdefault(word, {})[key] = value
+        self._known[key] = words
 
     def drop(self, key: K) -> None:
         """There is no *key* any more, or there never was."""
         for word in self._known.pop(key, ()):
-            values = self._values[word]
-            del values[key]
-            if not values:
-                del self._values[word]
+            self._forget(key, word)
+
+    def _forget(self, key: K, word: W) -> None:
+        values = self._values[word]
+        del values[key]
+        if not values:
+            del self._values[word]
 
     def of(self, word: W) -> list[V]:
-        """The values that say *word*, the one that was put last at the end."""
+        """The values that say *word*, in the order in which they began to."""
         return list(self._values.get(word, {}).values())
 
     @property

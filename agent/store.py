@@ -132,7 +132,9 @@ class Store:
         self._objects: dict[Key, Obj] = {}
         self._kinds: dict[str, dict[Any, Obj]] = {kind.name: {} for kind in objects.KINDS}
         self._indexes: list[tuple[str, Index[Key, Obj, Any]]] = []
-        for kind, namespace, name, body in database.read("SELECT kind, namespace, name, body FROM objects"):
+        for kind, namespace, name, body in database.read(
+            "SELECT kind, namespace, name, body FROM objects ORDER BY rowid"
+        ):
             try:
                 self._hold(Key(kind, namespace, name), json.loads(body))
             except ValueError as e:
@@ -173,7 +175,8 @@ class Store:
         return [named[n] for n in sorted(named) if namespace is None or n[0] == namespace]
 
     def named(self, kind: str) -> Mapping[Any, Obj]:
-        """All objects of *kind* by name, or by namespace and name; as of now, for whoever does not wait meanwhile."""
+        """All objects of *kind* by name, or by namespace and name, the oldest first; as of now, for whoever does not
+        wait meanwhile."""
         return self._kinds.get(kind, {})
 
     def index(self, kind: str, words: Callable[[Obj], Iterable[W]]) -> Index[Key, Obj, W]:
@@ -285,7 +288,11 @@ class Store:
                 named,
             )
         else:
-            statement = ("INSERT OR REPLACE INTO objects VALUES (?, ?, ?, ?)", (*named, json.dumps(obj)))
+            # an update leaves the row where it is: the next agent finds the objects in the order of their creation
+            statement = (
+                "INSERT INTO objects VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET body = excluded.body",
+                (*named, json.dumps(obj)),
+            )
         counter = ("INSERT OR REPLACE INTO meta VALUES ('version', ?)", (str(version),))
         await self.database.write(statement, counter)
         # no checkpoint from here on: what is on disk is in memory before anybody else runs

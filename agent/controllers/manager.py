@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import logging
 from typing import Any
@@ -12,7 +13,17 @@ from agent.controllers import binding, reclaim, schedule, snapshots
 from agent.controllers.effects import Effects
 from agent.controllers.pods import PodController
 from agent.controllers.queue import WorkQueue
-from agent.controllers.view import BIND_COMPLETED, View, annotations_of, class_of, volume_name
+from agent.controllers.view import (
+    BIND_COMPLETED,
+    Action,
+    Event,
+    Put,
+    View,
+    annotations_of,
+    class_of,
+    phase,
+    volume_name,
+)
 from agent.moves import Moves
 from agent.store import Key, Store, now
 from agent.volumes.attachments import Attachment
@@ -20,6 +31,7 @@ from agent.volumes.mounter import Mounter
 from agent.volumes.pods import claims_of, objects_of
 from agent.watch import GoneError
 from fusevol import objects
+from fusevol.errors import ConflictError
 
 Obj = dict[str, Any]
 RESYNC = 120.0
@@ -27,6 +39,8 @@ RESYNC = 120.0
 
 _NOBODY = ("", "")
 """The claim of a volume that has none."""
+_ATTEMPTS = 10
+"""How often a claim's binding is decided anew because somebody else has changed what it was decided on."""
 _ANY = "*"
 """Stands for whatever volume a claim may get; no volume has that name."""
 
@@ -64,6 +78,7 @@ class Controllers:
         self._wanting = store.index("PersistentVolumeClaim", _wanted)
         self._filled = store.index("PersistentVolumeClaim", _filled_from)
         self._taken_of = store.index("VolumeSnapshot", _taken_of)
+        self._binding = trio.Lock()
         self.claims: WorkQueue[Key] = WorkQueue("claim", self._claim)
         self.volumes: WorkQueue[Key] = WorkQueue("volume", self._volume)
         self.moves: WorkQueue[Key] = WorkQueue("move", moves.go_on, workers=1)
@@ -95,9 +110,35 @@ class Controllers:
         )
 
     async def _claim(self, key: Key) -> None:
+        """Bind claims one after the other, the oldest first, to what was there before: who gets what depends neither
+        on how long a write takes nor on whether the agent was killed meanwhile. Making a volume holds up nobody."""
+        async with self._binding:
+            for volume in [objects.key(v) for v in self._offered.of(_NOBODY) if not phase(v)]:
+                await self._make_available(volume)
+            actions = self._decided(key)
+            for _ in range(_ATTEMPTS):
+                if not all(isinstance(action, Put | Event) for action in actions):
+                    break
+                try:
+                    await self._effects.carry_out(actions)
+                except ConflictError:  # somebody has changed the claim or the volume; the next claim must not be faster
+                    actions = self._decided(key)
+                else:
+                    return
+        await self._effects.carry_out(actions)
+
+    def _decided(self, key: Key) -> list[Action]:
         claim = self._store.find(key)
-        if claim is not None:
-            await self._effects.carry_out(binding.decide(claim, self.view(key)))
+        return [] if claim is None else binding.decide(claim, self.view(key))
+
+    async def _make_available(self, key: Key) -> None:
+        """Take the first look at a new volume, unless it is being taken already."""
+        while (volume := self._store.find(key)) is not None and not phase(volume):
+            actions = reclaim.decide(volume, self.view())
+            if not actions:
+                return
+            with contextlib.suppress(ConflictError):
+                await self._effects.carry_out(actions)
 
     async def _volume(self, key: Key) -> None:
         volume = self._store.find(key)
@@ -169,7 +210,7 @@ class Controllers:
             ("VolumeSnapshot", self.snapshots),
             ("VolumeSnapshotContent", self.contents),
         ):
-            for obj in self._store.list(kind):
+            for obj in self._store.named(kind).values():
                 queue.add(objects.key(obj))
 
     async def _resync(self, nursery: trio.Nursery) -> None:

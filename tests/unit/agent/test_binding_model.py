@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
@@ -213,18 +213,20 @@ class Binding(RuleBasedStateMachine):
                 assert size(volume) >= size(claim)
                 assert set(volume["spec"]["accessModes"]) >= set(claim["spec"]["accessModes"])
 
+    def pass_over_all(self, writes: int = 10**6) -> int:
+        """All have a turn, volumes first, the oldest first, until *writes* are done; how many there were to do."""
+        done = 0
+        for where, decide in ((self.volumes, reclaim.decide), (self.claims, binding.decide)):
+            for name in list(where):
+                if name in where and done < writes:
+                    done += self.carry_out(decide(where[name], self.view()), writes - done)
+        return done
+
     @rule()
     def settle(self) -> None:
         """Left alone, everything comes to rest, and what is bound is bound on both sides."""
         for _ in range(400):
-            done = 0
-            for name in list(self.volumes):
-                if name in self.volumes:
-                    done += self.carry_out(reclaim.decide(self.volumes[name], self.view()), 9)
-            for name in list(self.claims):
-                if name in self.claims:
-                    done += self.carry_out(binding.decide(self.claims[name], self.view()), 9)
-            if not done:
+            if not self.pass_over_all():
                 break
         else:
             raise AssertionError("it never comes to rest")
@@ -241,6 +243,30 @@ class Binding(RuleBasedStateMachine):
             if phase(volume) == "Bound":
                 claim = self.claims[volume["spec"]["claimRef"]["name"]]
                 assert claim["spec"]["volumeName"] == volume["metadata"]["name"]
+
+
+VOLUMES = st.lists(st.tuples(SIZES, MODES, CLASSES, ZONES, POLICIES, st.sampled_from([False, False, True])), max_size=6)
+CLAIMS = st.lists(st.tuples(st.integers(0, 7), SIZES, MODES, CLASSES, ZONES), max_size=6)
+
+
+@settings(max_examples=60, deadline=None)
+@given(VOLUMES, CLAIMS)
+def test_a_kill_changes_no_outcome(volumes: list[Any], claims: list[Any]) -> None:
+    """Each claim has the same volume in the end, after whichever write the agent is killed."""
+
+    def outcome(writes: int) -> tuple[int, dict[str, Any], dict[str, Any]]:
+        """How much there was to write before the kill, and all objects after the next agent has done the rest."""
+        model = Binding()
+        model.add_volumes(volumes)
+        model.add_claims(claims)
+        done = model.pass_over_all(writes)
+        model.settle()
+        return done, model.claims, model.volumes
+
+    done, *whole = outcome(10**6)
+
+    for writes in range(done):
+        assert list(outcome(writes)[1:]) == whole, f"killed after {writes} of {done} writes"
 
 
 TestBinding = Binding.TestCase
