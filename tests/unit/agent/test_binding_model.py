@@ -249,7 +249,7 @@ VOLUMES = st.lists(st.tuples(SIZES, MODES, CLASSES, ZONES, POLICIES, st.sampled_
 CLAIMS = st.lists(st.tuples(st.integers(0, 7), SIZES, MODES, CLASSES, ZONES), max_size=6)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(VOLUMES, CLAIMS)
 def test_a_kill_changes_no_outcome(volumes: list[Any], claims: list[Any]) -> None:
     """Each claim has the same volume in the end, after whichever write the agent is killed."""
@@ -270,4 +270,4 @@ def test_a_kill_changes_no_outcome(volumes: list[Any], claims: list[Any]) -> Non
 
 
 TestBinding = Binding.TestCase
-TestBinding.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestBinding.settings = settings(max_examples=250, stateful_step_count=40, deadline=None)
