@@ -196,13 +196,15 @@ def test_flex_volumes_of_the_driver(agent: Agent) -> None:
         "claim": flex(claim="made", size="2Mi"),
         "host": flex(path=str(host), type="Directory"),
     }
-    pods.pod(agent, "p", volumes)
+    pods.pod(agent, "p", volumes, securityContext={"fsGroup": GID})
     pods.pod(agent, "other", {"v": flex("example.com/lvm", size="1Gi")})
     places = pods.ready(agent, "p")
     sizes = (size(places["/empty"]), size(places["/claim"]))
+    modes = {name: mode(place) for name, place in places.items()}
     pods.delete(agent, "Pod", "p")
 
     assert sizes == (1 << 20, 2 << 20)
+    assert modes == {"/empty": ("0o2777", GID), "/claim": ("0o2777", GID), "/host": ("0o755", 0)}
     assert places["/host"] == host
     assert api.is_bound(agent, "made")
     assert "no driver found for example.com/lvm" in pods.refused(agent, "other", "driver")

@@ -8,6 +8,8 @@ from pathlib import Path
 _ROOT = Path(__file__).parents[2]
 _SECTIONS = {"1": 7, "2": 4, "3": 8, "4": 17, "5": 3, "6": 9}
 """How many parts each section of the rules has."""
+_BESIDE = "run"
+"""Stands for a part in rows of what `fusevol run` does beside the rules."""
 _TEST = re.compile(r"`([\w/]+\.py)::(\w+)`")
 _WORDS_OF_A_REASON = 4
 
@@ -28,7 +30,7 @@ def exists(file: str, name: str) -> bool:
 
 def test_every_part_has_rules() -> None:
     """No part of the six sections is left out, and each row has its four cells."""
-    parts = {row[0] for row in rows()}
+    parts = {row[0] for row in rows()} - {_BESIDE}
 
     assert [row for row in rows() if len(row) != 4] == []
     assert parts == {f"{section}.{n + 1}" for section, count in _SECTIONS.items() for n in range(count)}

@@ -282,3 +282,19 @@ def test_two_default_classes() -> None:
     world.settle()
 
     assert world["VolumeSnapshot", "before"]["status"]["error"]["message"] == "2 default snapshot classes were found"
+
+
+def test_a_content_that_is_missing() -> None:
+    """One that the user named and one that was taken: an event, and the snapshot cannot be restored from."""
+    world = World({**SNAPSHOT, "spec": {"source": {"volumeSnapshotContentName": "old"}}})
+    world.settle()
+    static = world["VolumeSnapshot", "before"]["status"]["readyToUse"], world.events
+    world = World(SNAPSHOT)
+    world.settle()
+    world.events.clear()
+    del world.objects["VolumeSnapshotContent", "snapcontent-us"]
+    world.settle()
+
+    assert static == (False, ["SnapshotContentMissing"])
+    assert world.events == ["SnapshotContentMissing"]
+    assert not world["VolumeSnapshot", "before"]["status"]["readyToUse"]

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from agent.volumes import emptydir, hostpath, persistent, places
+from agent.volumes import emptydir, hostpath, persistent, places, projected
+from agent.volumes import memory as in_memory
 from agent.volumes.node import Node
 from agent.volumes.pods import container_mounts, plan
 from agent.volumes.wanted import Context
@@ -292,3 +293,30 @@ def test_only_empty_directories_are_removed(workdir: Path) -> None:
     assert kept[0] == workdir / "pod" / "volumes" / "b"
     assert (workdir / "pod" / "volumes" / "b" / "data").read_text() == "x"
     assert not (workdir / "pod" / "volumes" / "a").exists()
+
+
+@pytest.mark.parametrize(
+    ("limits", "size_limit", "node", "size"),
+    [
+        ({"memory": "8Mi"}, 1 << 20, 1 << 30, 1 << 20),
+        ({"memory": "8Mi"}, 1 << 24, 1 << 30, 8 << 20),
+        ({"memory": "8Mi"}, None, 1 << 20, 1 << 20),
+        ({}, None, 1 << 30, 1 << 30),
+        ({}, 0, 1 << 30, 1 << 30),
+    ],
+)
+def test_the_least_is_the_size_in_memory(limits: Obj, size_limit: int | None, node: int, size: int) -> None:
+    """1.4: of what the node has, the Pod may use and sizeLimit says; 0 says nothing."""
+    container = {"name": "c", "resources": {"limits": limits}}
+    pod = {"spec": {"containers": [container]}}
+
+    assert in_memory.size(pod, size_limit, Node(name="n", cpus=1, memory=node)) == size
+
+
+def test_only_the_outermost_place_is_made() -> None:
+    """3.7: of mounts below one another the first needs a directory in the volume, the next ones are in that mount."""
+    paths = ["/etc/s/a/b/c", "/etc/s/a", "/etc/s/d/e", "/etc/other", "/etc/sx"]
+    mounts = [{"name": "v", "mountPath": "/etc/s"}, *({"name": "e", "mountPath": p} for p in paths)]
+    pod = {"spec": {"containers": [{"name": "c", "volumeMounts": mounts}]}}
+
+    assert projected.places_inside(pod, "v") == ["a", "d/e"]

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from agent.volumes import places
 from agent.volumes.ownership import Group, give, mode_for
+from fusevol.transport import mount
 
 GID = 4321
 
@@ -81,3 +83,22 @@ def test_the_root_decides_on_root_mismatch(tmp_path: Path) -> None:
 
     assert (first, second, third) == (True, False, True)
     assert (untouched, (root / "later").stat().st_gid) == (0, GID)
+
+
+@pytest.mark.root
+def test_an_interrupted_pass_is_taken_up(workdir: Path) -> None:
+    """The root comes last: after a pass that failed half-way, OnRootMismatch goes over all of it again."""
+    root, other = workdir / "v", workdir / "other"
+    (root / "frozen").mkdir(parents=True)
+    other.mkdir()
+    (other / "file").touch(mode=0o600)
+    places.bind(other, "", root / "frozen", read_only=True)
+    with pytest.raises(OSError, match="Read-only"):
+        given(root, Group(GID, "OnRootMismatch"))
+    between = root.stat().st_gid
+    mount.unmount(root / "frozen")
+    (root / "frozen" / "file").touch(mode=0o600)
+
+    assert between == 0
+    assert given(root, Group(GID, "OnRootMismatch"))
+    assert {p.stat().st_gid for p in (root, root / "frozen", root / "frozen" / "file")} == {GID}
