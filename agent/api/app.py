@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from typing import Any
 
@@ -31,8 +32,11 @@ from agent.volumes.byhand import ByHand
 from agent.volumes.mounter import Mounter
 from fusevol import quantity
 from fusevol.errors import FusevolError, InvalidError, NotFoundError, UsageError
+from fusevol.usage import Measured
 
 Obj = dict[str, Any]
+_USAGE_SECONDS = 2.0
+"""How long a pool is asked for what its volumes use."""
 
 
 class Api:
@@ -105,7 +109,11 @@ class Api:
         return JSONResponse({"items": self._events.list(request.query_params.get("regarding"))})
 
     async def usage(self, _: Request) -> Response:
-        """Used bytes by the uids of volumes and claims; of volumes that are mounted."""
+        """Used bytes by the uids of volumes and claims; of volumes that are mounted.
+
+        Ledgers are read in memory that is shared with the servers; what the kernel counts is asked of each pool for all
+        its volumes at once; what is left is asked of the servers.
+        """
         used: dict[str, int] = {}
         claims = {o["metadata"]["uid"] for o in self._store.list("PersistentVolumeClaim")}
 
@@ -120,16 +128,30 @@ class Api:
             if found is not None:
                 note(volume, found[0])
 
+        async def ask_pool(pool: str, volumes: dict[str, Obj]) -> None:
+            known: dict[str, Measured] = {}
+            with contextlib.suppress(FusevolError):
+                known = await self._pools.glance(pool, lambda p: p.usages(volumes), _USAGE_SECONDS)
+            for one, volume in volumes.items():
+                if one in known:
+                    note(volume, known[one].used_bytes)
+                else:
+                    nursery.start_soon(ask, volume, mount_id(pool, one))
+
+        asked: dict[str, dict[str, Obj]] = {}
+        for volume in self._store.named("PersistentVolume").values():
+            try:
+                pool, one = parse_handle(str(handle_of(volume)))
+            except InvalidError:
+                continue
+            name = mount_id(pool, one)
+            if (counted := self._supervisor.counted(name)) is not None:
+                note(volume, counted.used_bytes)
+            elif name in self._supervisor.servers:
+                asked.setdefault(pool, {})[one] = volume
         async with trio.open_nursery() as nursery:
-            for volume in self._store.list("PersistentVolume"):
-                try:
-                    name = mount_id(*parse_handle(str(handle_of(volume))))
-                except InvalidError:
-                    continue
-                if (counted := self._supervisor.counted(name)) is not None:
-                    note(volume, counted.used_bytes)
-                elif name in self._supervisor.servers:
-                    nursery.start_soon(ask, volume, name)
+            for pool, volumes in asked.items():
+                nursery.start_soon(ask_pool, pool, volumes)
         return JSONResponse(used)
 
     async def servers(self, _: Request) -> Response:

@@ -15,17 +15,18 @@ import contextlib
 import logging
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple, Self
 
-from fusevol.errors import AlreadyExistsError, CorruptError, InvalidError, NotFoundError, UnavailableError
+from fusevol.errors import AlreadyExistsError, CorruptError, FusevolError, InvalidError, NotFoundError, UnavailableError
 from fusevol.files import sync_directory, temporary_name
 from fusevol.lease import Holder
 from fusevol.pool import copying, drivers, place, trash
 from fusevol.pool.bin import Bin
 from fusevol.pool.drivers import NO_LIMITS, Driver, Limits
+from fusevol.pool.drivers.base import Made
 from fusevol.pool.inspection import Finding, inspect
 from fusevol.pool.leases import Leases
 from fusevol.pool.promises import Promises
@@ -280,6 +281,20 @@ class Pool:
             raise InvalidError(f"The kernel does not count volume {volume}: ask while it is mounted.")
         with place.explained(self.path, f"asking for the usage of volume {volume}"):
             return self._driver_of(found).usage(found.data, found.backing)
+
+    def usages(self, volumes: Iterable[str]) -> dict[str, Measured]:
+        """What the kernel counts of those of *volumes* whose limits it keeps; what cannot be had is left out."""
+        made: dict[str, dict[str, Made]] = {}
+        for name in volumes:
+            with contextlib.suppress(FusevolError):
+                found = self.volume(name)
+                if found.quota == "kernel":
+                    made.setdefault(found.driver, {})[name] = (found.data, found.backing)
+        used: dict[str, Measured] = {}
+        with place.explained(self.path, "asking for the usage of its volumes"):
+            for driver, ones in made.items():
+                used |= drivers.that_made(driver, self.driver).usages(ones)
+        return used
 
     def capacity(self) -> PoolCapacity:
         """What the pool's filesystem has and what was promised of it."""

@@ -37,8 +37,7 @@ class QgroupMeter:
 
     def usage(self) -> Measured:
         """See ``Meter``: what is reserved for writes on their way counts as used."""
-        group = btrfs.quota_group(self._fsid, self._number)
-        return Measured(group.referenced + group.reserved, None, group.limit, None)
+        return measure(self._fsid, self._number)
 
     def set_limits(self, nbytes: int | None, inodes: int | None) -> None:
         """See ``Meter``."""
@@ -57,6 +56,12 @@ class QgroupMeter:
     def __repr__(self) -> str:
         """Shows which quota group it is."""
         return f"<QgroupMeter 0/{self._number} of {self._fsid}>"
+
+
+def measure(fsid: str, number: int) -> Measured:
+    """What btrfs counts of the subvolume *number* and allows it. Raises ``OSError``."""
+    group = btrfs.quota_group(fsid, number)
+    return Measured(group.referenced + group.reserved, None, group.limit, None)
 
 
 def open_meter(source: Path) -> QgroupMeter:

@@ -161,8 +161,9 @@ def test_size_shown(backend: Backend, made_pool: Pool, serve: Serve) -> None:
 
 
 def test_usage(backend: Backend, made_pool: Pool, serve: Serve) -> None:
-    """What the server tells is what the filesystem's own tools say, to the byte."""
+    """What the server tells is what the filesystem's own tools say, to the byte; so is what is said of many at once."""
     volume = made_pool.provision(request())
+    other = made_pool.provision(request("v2"))
     server = serve(volume)
     top = server.mountpoint
     (top / "a" / "b").mkdir(parents=True)
@@ -176,8 +177,11 @@ def test_usage(backend: Backend, made_pool: Pool, serve: Serve) -> None:
     said = backend.used(volume.data)
 
     assert server.settled()["used_bytes"] == said
-    if volume.quota == "kernel":
-        assert made_pool.usage("v1").used_bytes == said
+    kernels = ["v1", "v2"] if volume.quota == "kernel" else []
+    many = made_pool.usages(["v1", "v2", "none"])
+    assert many == {name: made_pool.usage(name) for name in kernels}
+    if kernels:
+        assert (many["v1"].used_bytes, many["v2"].used_bytes) == (said, backend.used(other.data))
 
 
 def test_growth_while_writing(backend: Backend, made_pool: Pool, serve: Serve) -> None:

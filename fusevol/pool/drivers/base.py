@@ -11,6 +11,7 @@ of ``FusevolError`` where they know better.
 
 from __future__ import annotations
 
+import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from fusevol.usage import Measured
 
 Backing = dict[str, str]
 """What a driver must know later of a volume and cannot ask its directory: a project id, a subvolume's number."""
+Made = tuple[Path, Mapping[str, str]]
+"""A volume's directory, and its :data:`Backing`."""
 Progress = Callable[[int], None]
 """Told every now and then how many inodes are gone; what it raises ends the work."""
 
@@ -103,6 +106,14 @@ class Driver(ABC):
     @abstractmethod
     def usage(self, data: Path, backing: Mapping[str, str]) -> Measured:
         """What the kernel counts. Only for volumes that the kernel limits."""
+
+    def usages(self, volumes: Mapping[str, Made]) -> dict[str, Measured]:
+        """:meth:`usage` of many, with as few questions as the filesystem needs; what cannot be had is left out."""
+        found = {}
+        for name, (data, backing) in volumes.items():
+            with contextlib.suppress(OSError):
+                found[name] = self.usage(data, backing)
+        return found
 
     @abstractmethod
     def remove(self, data: Path, backing: Mapping[str, str], progress: Progress | None = None) -> None:

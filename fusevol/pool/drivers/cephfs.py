@@ -25,18 +25,21 @@ import os
 import threading
 import uuid
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import ClassVar, Final
 
 from fusevol.errors import ForbiddenError
 from fusevol.pool import copying
-from fusevol.pool.drivers.base import NO_LIMITS, Backing, Capabilities, Limits, Progress
+from fusevol.pool.drivers.base import NO_LIMITS, Backing, Capabilities, Limits, Made, Progress
 from fusevol.pool.drivers.plain import Plain
 from fusevol.quota import cephquota
 from fusevol.usage import Measured
 
 log = logging.getLogger(__name__)
 
+_AT_ONCE: Final = 8
+"""Questions to the cluster at the same time."""
 SECOND_LINE: Final = 2
 """How many times the limit of a volume with a ledger CephFS may count in it."""
 _NAMESPACE: Final = "ceph.dir.layout.pool_namespace"
@@ -111,6 +114,18 @@ class CephFS(Plain):
     def usage(self, data: Path, backing: Mapping[str, str]) -> Measured:  # noqa: ARG002
         """See ``Driver``."""
         return cephquota.measure(data)
+
+    def usages(self, volumes: Mapping[str, Made]) -> dict[str, Measured]:
+        """See ``Driver``. An MDS may be asked for each, so several at a time."""
+
+        def ask(name: str) -> tuple[str, Measured | None]:
+            try:
+                return name, cephquota.measure(volumes[name][0])
+            except OSError:
+                return name, None
+
+        with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="usage") as threads:
+            return {name: found for name, found in threads.map(ask, volumes) if found is not None}
 
     def remove(self, data: Path, backing: Mapping[str, str], progress: Progress | None = None) -> None:
         """See ``Driver``."""

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import ClassVar, Final
 
 from fusevol.pool import copying
-from fusevol.pool.drivers.base import NO_LIMITS, Backing, Capabilities, Limits, Progress
+from fusevol.pool.drivers.base import NO_LIMITS, Backing, Capabilities, Limits, Made, Progress
 from fusevol.pool.drivers.plain import Plain
 from fusevol.quota import project
 from fusevol.quota.project import ProjectMeter
@@ -98,6 +98,15 @@ class PrjQuota(Plain):
         """See ``Driver``."""
         with contextlib.closing(ProjectMeter.open(data)) as meter:
             return meter.usage()
+
+    def usages(self, volumes: Mapping[str, Made]) -> dict[str, Measured]:
+        """See ``Driver``. By the numbers in the records: one system call each, and no directory but the pool's."""
+        found = {}
+        with _opened(self.pool) as fd:
+            for name, (_, backing) in volumes.items():
+                with contextlib.suppress(OSError, KeyError, ValueError):
+                    found[name] = project.usage(fd, int(backing[_PROJECT]))
+        return found
 
     def remove(self, data: Path, backing: Mapping[str, str], progress: Progress | None = None) -> None:
         """See ``Driver``. While *data* is there nobody else can have its number; afterwards somebody may."""
