@@ -4,7 +4,7 @@ PY := .venv/bin/python
 export PYTHONDONTWRITEBYTECODE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check static wheel bench volumes scale kills guest image clean
+.PHONY: help setup demo test check static wheel bench volumes scale rates kills guest image clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ volumes: setup ## a thousand volumes mounted at once: what each costs, and that 
 
 scale: setup ## a thousand claims and five hundred Pods applied at once: how long, what the agent needs for it
 	@FUSEVOL_CLAIMS=1000 scripts/test.sh -s -o faulthandler_timeout=600 tests/stress/test_scale.py
+
+rates: setup ## 200 claims at once on each kind of pool, and clones of 10 GiB: how fast, and how much space they take
+	@FUSEVOL_CLAIMS_AT_ONCE=200 FUSEVOL_CLONE_SIZE=10Gi scripts/test.sh -s -o faulthandler_timeout=600 tests/stress/test_rates.py
 
 kills: setup ## 200 kills of servers, keeper and agent under load, 40 upgrades: what was felt (KILLS=n UPGRADES=n)
 	@FUSEVOL_KILLS=$(or $(KILLS),200) FUSEVOL_UPGRADES=$(or $(UPGRADES),40) scripts/test.sh -s -o faulthandler_timeout=3600 \
