@@ -35,11 +35,12 @@ _POOL_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _LEVELS = ("debug", "info", "warning", "error")
 _KEYS = {
     "stateDir", "runDir", "socket", "pools", "provisioners", "logLevel", "logFormat", "nodeName", "hangs", "transport",
-    "ioUring", "csi", "plugin", "metrics", "leaseDuration",
+    "ioUring", "csi", "plugin", "metrics", "leaseDuration", "keeper",
 }  # fmt: skip
 _LEAST_LEASE: Final = 2.0
 """Seconds: a lease must live through a storage that hesitates."""
 IoUring = Literal["auto", "on", "off"]
+KeeperOf = Literal["agent", "external"]
 _IO_URING: tuple[str, ...] = get_args(IoUring)
 _TRANSPORTS: tuple[str, ...] = get_args(TransportChoice)
 
@@ -86,6 +87,9 @@ class Config:
     io_uring: IoUring = "auto"
     """``auto``: where the machine has it switched on; ``on``: the agent switches it on at its start; ``off``: never."""
 
+    keeper: KeeperOf = "agent"
+    """Who starts and replaces the keeper: this agent, or a ``fusevol keeper`` beside it."""
+
     @classmethod
     def load(cls, file: Path | None = None, flags: Mapping[str, str] | None = None) -> Self:
         """The configuration from *file* (default: ``FUSEVOL_CONFIG``, else /etc/fusevol/agent.yaml if there is one).
@@ -125,6 +129,7 @@ class Config:
                 or text.get("nodeName")
                 or socket.gethostname().lower()
             ),
+            keeper=cast("KeeperOf", _word(text.get("keeper") or "agent", "setting of keeper", get_args(KeeperOf))),
             lease_s=_lease(text.get("leaseDuration")),
             patience=Patience.parse(text.get("hangs")),
             csi=CsiSettings.parse(text.get("csi"), given.get("csi-socket")),

@@ -125,7 +125,7 @@ async def _run(
     heal: WorkQueue[str] = WorkQueue("mount", mount_again, workers=WORKERS)
 
     hazards = Hazards(patience=config.patience.give_up, recoveries=recoveries)
-    keeper = KeeperLink(config.run_dir)
+    keeper = KeeperLink(config.run_dir, starts=config.keeper == "agent")
     nursery.start_soon(keeper.run)
 
     async def tell_of_server(name: str, reason: str, what: str, warning: bool) -> None:

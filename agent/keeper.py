@@ -36,6 +36,11 @@ _PAUSES: Final = (0.0, 0.0, 0.0, 0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 """Seconds before the next start, after so many short lives in a row, if no understudy goes on. A volume whose
 server died, too, waits for it."""
 
+_ANOTHER: Final = 0.2
+"""Seconds between two looks for a keeper that somebody else starts."""
+_NOBODY: Final = (
+    "No keeper is there, and the configuration says that this agent starts none: see that `fusevol keeper` runs."
+)
 _DEAF: Final = 1.0
 """Seconds before a living keeper that hung up is listened to again."""
 
@@ -87,14 +92,17 @@ class Kept(NamedTuple):
 class KeeperLink:
     """The keeper of *directory*. For the trio loop; :meth:`run` must be running."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, starts: bool = True, upgrades: bool = True) -> None:
+        """Without *starts* a keeper is what somebody else starts and replaces (:mod:`agent.keeping`). *upgrades*: one
+        that is found and of another version is replaced."""
         self._directory = directory
+        self._starts = starts
         self._living: KeeperInfo | None = None
         self._here = trio.Event()
         """Set when a keeper is there, and once when one could not be started."""
         self._trouble = ""
         self._upgrading = trio.Lock()
-        self._tried = False
+        self._tried = not (starts and upgrades)
         """Whether an old keeper was found and an upgrade tried."""
 
     def __repr__(self) -> str:
@@ -103,6 +111,12 @@ class KeeperLink:
     @property
     def living(self) -> KeeperInfo | None:
         """The keeper that is there now."""
+        return self._living
+
+    async def there(self) -> KeeperInfo:
+        """The keeper, as soon as there is one."""
+        while self._living is None:
+            await self._here.wait()
         return self._living
 
     async def run(self) -> None:
@@ -116,11 +130,17 @@ class KeeperLink:
             began = trio.current_time()
             try:
                 found = await self._found()
+                if found is None and not self._starts:
+                    await trio.sleep(_ANOTHER)
+                    raise UnavailableError(_NOBODY)
                 if found is None:
                     await trio.sleep(_PAUSES[min(short_lives, len(_PAUSES)) - 1] if short_lives else 0)
                     began = trio.current_time()
                     found = await self._launched()
             except (FusevolError, OSError) as e:
+                if not self._starts:  # whoever wants one waits a little for it
+                    self._trouble = str(e)
+                    continue
                 self._trouble = f"The keeper cannot be started: {e}"
                 if short_lives < 2:  # the first time, it may be one that an agent had started before it was killed
                     log.log(logging.WARNING if short_lives else logging.INFO, "%s", self._trouble)
@@ -128,8 +148,8 @@ class KeeperLink:
                 self._here = trio.Event()
             else:
                 await self._follow(found, nursery)
-                if self._upgrading.locked():
-                    log.info("The keeper (pid %d) has handed over.", found.pid)
+                if self._upgrading.locked() or not self._starts:
+                    log.info("The keeper (pid %d) has handed over, or ended; another one is there soon.", found.pid)
                     began = -math.inf  # that is no short life
                 else:
                     log.warning("The keeper (pid %d) ended; it is replaced, its volume servers live on.", found.pid)
@@ -211,6 +231,10 @@ class KeeperLink:
         Raises :class:`UnavailableError` with the reason when that cannot be: all is as it was then. Raises
         :class:`ConflictError` while another upgrade goes on.
         """
+        if not self._starts:
+            raise ConflictError(
+                "The keeper is not this agent's: start a `fusevol keeper` of the new version, which takes over from it."
+            )
         before = self._living
         if before is None:
             raise UnavailableError(self._trouble or "No keeper is there to be replaced: try again.")
@@ -244,6 +268,12 @@ class KeeperLink:
         if protocol == wire.PROTOCOL:
             log.info("Found the keeper (pid %d).", found.pid)
             return found
+        if not self._starts:
+            os.close(found.pidfd)
+            raise UnavailableError(
+                f"The keeper (pid {found.pid}) is of version {found.version}, which this agent does not understand: "
+                "start a `fusevol keeper` of its own version."
+            )
         log.info("The keeper (pid %d) is of version %s: it is replaced.", found.pid, found.version)
         try:
             with contextlib.suppress(FusevolError):

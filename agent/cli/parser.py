@@ -48,7 +48,7 @@ def build() -> argparse.ArgumentParser:
     common(parser, None)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=Parser)
     for command in (
-        _agent, _apply, _create, _replace, _get, _describe, _delete, _label, _annotate, _patch, _wait,
+        _agent, _keeper, _apply, _create, _replace, _get, _describe, _delete, _label, _annotate, _patch, _wait,
         _mount, _umount, _pool, _trash, _run, _logs, _exec, _restart, _events, _resize, _move, _top,
         _diff, _edit, _explain, _api_resources, _completion, _doctor, _upgrade, _flexvolume, _version,
     ):  # fmt: skip
@@ -86,6 +86,28 @@ def _agent(commands: Commands) -> None:
     )
     parser.add_argument("--log-level", metavar="LEVEL", help="debug, info, warning or error (default: info)")
     parser.add_argument("--log-format", metavar="FORMAT", help="text, or json: one object a line (default: text)")
+
+
+def _keeper(commands: Commands) -> None:
+    parser = add(
+        commands,
+        "keeper",
+        "keep",
+        "run the keeper beside the agent, in the foreground: in a container of its own (see the DaemonSet)",
+        "  fusevol keeper\n  fusevol keeper --run-dir /run/fusevol --ready-file /tmp/ready",
+    )
+    parser.add_argument(
+        "--run-dir", type=Path, default=Path("/run/fusevol"), metavar="DIR", help="the agent's (default: /run/fusevol)"
+    )
+    parser.add_argument(
+        "--ready-file", type=Path, metavar="FILE", help="made when it keeps all mounts that another one kept before"
+    )
+    parser.add_argument(
+        "--log-level", default="info", metavar="LEVEL", help="debug, info, warning or error (default: info)"
+    )
+    parser.add_argument(
+        "--log-format", default="text", metavar="FORMAT", help="text, or json: one object a line (default: text)"
+    )
 
 
 def _apply(commands: Commands) -> None:

@@ -92,11 +92,13 @@ def test_values_reach_their_places() -> None:
         "--set=image.repository=r.example/fusevol,image.tag=1.2,image.pullPolicy=Always,imagePullSecrets[0].name=pull",
         "--set=sidecarImages.liveness-probe=r.example/probe:1,kubeletDir=/srv/kubelet,maxUnavailable=10%",
         "--set=config.pools.default=/srv/pool,config.logLevel=debug,resources.limits.memory=4Gi",
-        "--set=priorityClassName=mine,nodeSelector.storage=yes-it-is,tolerations=null",
+        "--set=priorityClassName=mine,nodeSelector.storage=yes-it-is,tolerations=null,keeper.resources.limits.memory=2Gi",
         "--set=storageClass.default=true,storageClass.reclaimPolicy=Retain,storageClass.parameters.pool=fast",
         namespace="elsewhere",
     )
     pod = found["DaemonSet", "fusevol-agent"]["spec"]["template"]["spec"]
+    keepers = found["DaemonSet", "fusevol-keeper"]["spec"]["template"]["spec"]
+    (keeper,) = keepers["containers"]
     images = {c["name"]: c["image"] for c in [*pod["initContainers"], *pod["containers"]]}
     settings = yaml.safe_load(found["ConfigMap", "fusevol-agent"]["data"]["agent.yaml"])
     storage = found["StorageClass", "fusevol-csi"]
@@ -108,6 +110,11 @@ def test_values_reach_their_places() -> None:
     assert pod["imagePullSecrets"] == [{"name": "pull"}]
     assert agent_of(found)["resources"] == {"limits": {"memory": "4Gi"}}
     assert (pod["priorityClassName"], pod["nodeSelector"]["storage"]) == ("mine", "yes-it-is")
+    assert (keeper["image"], keeper["imagePullPolicy"]) == ("r.example/fusevol:1.2", "Always")
+    assert keeper["resources"] == {"limits": {"memory": "2Gi"}}
+    assert {
+        key: keepers.get(key) for key in ("priorityClassName", "nodeSelector", "tolerations", "imagePullSecrets")
+    } == {key: pod.get(key) for key in ("priorityClassName", "nodeSelector", "tolerations", "imagePullSecrets")}
     assert (settings["pools"], settings["logLevel"]) == ({"default": "/srv/pool"}, "debug")
     assert settings["csi"]["endpoint"] == "unix:///srv/kubelet/plugins/fusevol.io/csi.sock"
     assert storage["metadata"]["annotations"]["storageclass.kubernetes.io/is-default-class"] == "true"

@@ -108,6 +108,36 @@ def test_references_between_the_manifests_hold() -> None:
     assert wanted <= everything.keys()
 
 
+def test_keeper_and_agent_fit_together() -> None:
+    """What one of them mounts the other sees at the same place, they know each other's processes, and volume servers
+    may do there what the agent may do here; a keeper is there before the last one goes."""
+    (keepers,), (agents,) = documents(ROOT / "keeper.yaml"), documents(ROOT / "daemonset.yaml")
+    (settings,) = documents(ROOT / "configmap.yaml")
+    keeper, agent = (found["spec"]["template"]["spec"] for found in (keepers, agents))
+    here, there = keeper["containers"][0], agent["containers"][0]
+    places = {v["name"]: v["hostPath"]["path"] for v in keeper["volumes"]}
+    mounts = {m["name"]: m for m in here["volumeMounts"]}
+    agents_mounts = {m["name"]: m for m in there["volumeMounts"]}
+    caps = {
+        next(line for line in c["command"][2].splitlines() if "--bounding-set" in line).strip() for c in (here, there)
+    }
+
+    assert {v["name"]: v["hostPath"]["path"] for v in agent["volumes"] if v["name"] in places} == places
+    assert {name: m["mountPath"] for name, m in mounts.items()} == {
+        name: agents_mounts[name]["mountPath"] for name in mounts
+    }
+    assert mounts["state"]["mountPropagation"] == agents_mounts["state"]["mountPropagation"] == "Bidirectional"
+    assert (mounts["run"]["mountPropagation"], agents_mounts["run"]["mountPropagation"]) == (
+        "HostToContainer",
+        "Bidirectional",
+    )
+    assert keeper["hostPID"]
+    assert agent["hostPID"]
+    assert len(caps) == 1
+    assert yaml.safe_load(settings["data"]["agent.yaml"])["keeper"] == "external"
+    assert keepers["spec"]["updateStrategy"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
+
+
 def test_csi_is_deployed_as_the_driver_is() -> None:
     """Names and the socket's path are the same everywhere, and only sidecars get a token for the API server."""
     everything = {(d["kind"], d["metadata"]["name"]): d for p in FILES for d in documents(p) if "metadata" in d}
