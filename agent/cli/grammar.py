@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn, TypeAlias
 
@@ -12,16 +13,33 @@ from fusevol.errors import UsageError
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are ours: one sentence, exit code 2."""
 
+    _mixing = False
+    """Whether options and arguments are being parsed one after the other, which calls :meth:`parse_known_args`."""
+
     def error(self, message: str) -> NoReturn:
         sentence = message[:1].upper() + message[1:]
         raise UsageError(f"{sentence.rstrip('.')}; see `{self.prog} --help`.")
+
+    def parse_known_args(  # type: ignore[override]  # argparse has overloads that say the same
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """Also what argparse leaves over where options stand between arguments: ``get pvc -n NAMESPACE NAME``."""
+        found, rest = super().parse_known_args(args, namespace)
+        words = [] if args is None else list(args)
+        if self._mixing or self._subparsers is not None or "--" in words or all(w.startswith("-") for w in rest):
+            return found, rest
+        self._mixing = True
+        try:
+            return self.parse_known_intermixed_args(words)
+        finally:
+            self._mixing = False
 
 
 Commands: TypeAlias = "argparse._SubParsersAction[Parser]"  # noqa: SLF001 - argparse has no public name for it
 
 
 def common(parser: argparse.ArgumentParser, default: object) -> None:
-    """Options that may stand before and after the command's name."""
+    """Options that may stand before and after the command's name (``--namespace``: :func:`namespace_option`)."""
     parser.add_argument("--socket", type=Path, metavar="FILE", default=default, help="the agent's unix socket")
     parser.add_argument(
         "--debug", action="store_true", default=default or False, help="show a traceback when something fails"
@@ -43,7 +61,9 @@ def add(commands: Commands, name: str, module: str, text: str, examples: str, **
 
 
 def namespace_option(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-n", "--namespace", metavar="NS", help="the namespace (default: default)")
+    """For a command; what stands before its name counts as well."""
+    text = "the namespace (default: default)"
+    parser.add_argument("-n", "--namespace", metavar="NS", default=argparse.SUPPRESS, help=text)
 
 
 def file_options(parser: argparse.ArgumentParser, *, required: bool) -> None:

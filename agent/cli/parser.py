@@ -46,6 +46,7 @@ def build() -> argparse.ArgumentParser:
         prog="fusevol", description=_DESCRIPTION, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     common(parser, None)
+    parser.add_argument("-n", "--namespace", metavar="NS", help="the namespace, for commands that have one")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=Parser)
     for command in (
         _agent, _keeper, _apply, _create, _replace, _get, _describe, _delete, _label, _annotate, _patch, _wait,
