@@ -41,7 +41,11 @@ def test_power_losses(workdir: Path) -> None:
         for number in range(LOSSES):
             working.unlink(missing_ok=True)
             guest.start([*command, str(SEED + number)])
-            eventually(lambda: working.exists() or not guest.running(), 150, what="it has checked everything")
+            try:
+                eventually(lambda: working.exists() or not guest.running(), 300, what="it has checked everything")
+            except AssertionError as e:
+                e.add_note(f"after {number} losses: {_said(guest)}{guest.last_words()}")
+                raise
             assert working.exists(), f"after {number} losses: {_said(guest)}{guest.last_words()}"
             time.sleep(chance.uniform(0.1, LONGEST))  # the moment itself is what is tested
             assert guest.running(), f"after {number} losses: {_said(guest)}"
