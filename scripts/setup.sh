@@ -26,6 +26,7 @@ packages=(
   acl attr procps util-linux iproute2                         # getfacl, getfattr, ps, losetup: the tests look with other eyes
   e2fsprogs xfsprogs btrfs-progs                        # backing filesystems on loop devices
   busybox-static podman runc                            # real containers, without a registry
+  buildah debootstrap                                   # the image, on a base made here
   qemu-system-x86                                       # guests with other kernels (tests/guest)
   bindfs fio stress-ng                                  # the other subject of the benchmarks; load
 )
