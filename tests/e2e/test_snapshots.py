@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import LoopFs
+from tests.pools.backends import on_tmpfs
 from tests.support import api
 from tests.support.agent import Agent
 from tests.support.polling import eventually
@@ -38,6 +40,18 @@ spec:
   accessModes: [ReadWriteOnce]
   resources: {requests: {storage: %s}}
   dataSource: %s
+"""
+HOME = """
+apiVersion: storage.k8s.io/v1
+kind: StorageClass
+metadata: {name: home, annotations: {storageclass.kubernetes.io/is-default-class: "true"}}
+provisioner: fusevol.io/fusevol
+parameters: {pool: home}
+---
+apiVersion: v1
+kind: PersistentVolumeClaim
+metadata: {name: data}
+spec: {accessModes: [ReadWriteOnce], resources: {requests: {storage: 64Mi}}}
 """
 FROM_SNAPSHOT = "{apiGroup: snapshot.storage.k8s.io, kind: VolumeSnapshot, name: %s}"
 FROM_CLAIM = "{kind: PersistentVolumeClaim, name: %s}"
@@ -151,10 +165,23 @@ def whole(file: Path) -> bool:
         return sound and database.execute("SELECT sum(money), count(*) FROM t").fetchone() == (100 * ROWS, ROWS)
 
 
-def test_a_database_under_load(agent: Agent) -> None:
+@pytest.fixture(params=["ext4", "xfs", "btrfs", "cephfs", "tmpfs"])
+def home(request: pytest.FixtureRequest, workdir: Path) -> Path:
+    """An empty directory for a pool, on each kind of filesystem that has another way to a snapshot."""
+    if request.param == "cephfs":
+        found: Path = request.getfixturevalue("cephfs")
+        return found
+    if request.param == "tmpfs":
+        return on_tmpfs(lambda *_: workdir, workdir) / "pool"
+    make: LoopFs = request.getfixturevalue("loop_fs")
+    return make(request.param) / "pool"
+
+
+def test_a_database_under_load(home: Path, agent: Agent) -> None:
     """A snapshot, and a clone, that are made while a program writes are one moment: the database in them is whole."""
+    agent.ok("pool", "create", "home", "--path", str(home))
     agent.apply(CLASS)
-    api.make_claim(agent, "data")
+    agent.apply(HOME)
     bank = Bank(mounted(agent, "data") / "db")
     try:
         for name in ("one", "two"):
@@ -169,7 +196,9 @@ def test_a_database_under_load(agent: Agent) -> None:
         eventually(lambda: bank.transactions > seen, 60.0, what="it works on")
     finally:
         bank.end()
+
     assert whole(bank.file)
+    assert len(os.listdir(home / "volumes")) == 5
 
 
 SCHEDULED = """

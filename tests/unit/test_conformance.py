@@ -53,6 +53,22 @@ def test_every_verdict_has_its_proof_or_reason() -> None:
     assert wrong == []
 
 
+def test_the_table_of_drivers_names_tests_that_exist() -> None:
+    """Every row of what is tested on which pool names at least one."""
+    text = (
+        (_ROOT / "docs" / "pool-drivers.md")
+        .read_text()
+        .partition("## What is tested on which")[2]
+        .partition("\n## ")[0]
+    )
+    named = [_TEST.findall(line) for line in text.splitlines() if line.startswith("| ") and line != "| | test |"]
+    wrong = [f"{file}::{name}" for tests in named for file, name in tests if not exists(file, name)]
+
+    assert len(named) > 10
+    assert all(named)
+    assert wrong == []
+
+
 def test_tests_named_in_reasons_exist() -> None:
     """A test that a reason names by its name alone is somewhere."""
     known = {
