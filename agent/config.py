@@ -35,7 +35,7 @@ _POOL_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _LEVELS = ("debug", "info", "warning", "error")
 _KEYS = {
     "stateDir", "runDir", "socket", "pools", "provisioners", "logLevel", "logFormat", "nodeName", "hangs", "transport",
-    "ioUring", "csi", "plugin", "metrics", "leaseDuration", "keeper",
+    "ioUring", "csi", "plugin", "metrics", "leaseDuration", "keeper", "mergeMemory",
 }  # fmt: skip
 _LEAST_LEASE: Final = 2.0
 """Seconds: a lease must live through a storage that hesitates."""
@@ -87,6 +87,8 @@ class Config:
     io_uring: IoUring = "auto"
     """``auto``: where the machine has it switched on; ``on``: the agent switches it on at its start; ``off``: never."""
 
+    merge_memory: bool = False
+    """Whether equal pages of keeper and volume servers are merged (:mod:`agent.merging`)."""
     keeper: KeeperOf = "agent"
     """Who starts and replaces the keeper: this agent, or a ``fusevol keeper`` beside it."""
 
@@ -129,6 +131,8 @@ class Config:
                 or text.get("nodeName")
                 or socket.gethostname().lower()
             ),
+            merge_memory=_word(_switch(text.get("mergeMemory") or "off"), "setting of mergeMemory", ("on", "off"))
+            == "on",
             keeper=cast("KeeperOf", _word(text.get("keeper") or "agent", "setting of keeper", get_args(KeeperOf))),
             lease_s=_lease(text.get("leaseDuration")),
             patience=Patience.parse(text.get("hangs")),

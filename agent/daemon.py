@@ -19,7 +19,7 @@ from typing import Any
 
 import trio
 
-from agent import logs
+from agent import logs, merging
 from agent.api import serving
 from agent.api.app import Api
 from agent.api.listener import listen
@@ -81,6 +81,8 @@ async def serve(config: Config, *, step: Step = no_step) -> None:
     state_dir = config.state_dir
     with locked(state_dir / "agent.lock", lambda pid: _used(pid, state_dir)), listen(config.socket) as listener:
         try:
+            if config.merge_memory:
+                merging.switch_on()
             if config.io_uring == "on":
                 _switch_on_io_uring()
             recoveries = Recoveries()
@@ -125,7 +127,7 @@ async def _run(
     heal: WorkQueue[str] = WorkQueue("mount", mount_again, workers=WORKERS)
 
     hazards = Hazards(patience=config.patience.give_up, recoveries=recoveries)
-    keeper = KeeperLink(config.run_dir, starts=config.keeper == "agent")
+    keeper = KeeperLink(config.run_dir, starts=config.keeper == "agent", merge=config.merge_memory)
     nursery.start_soon(keeper.run)
 
     async def tell_of_server(name: str, reason: str, what: str, warning: bool) -> None:

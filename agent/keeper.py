@@ -92,11 +92,12 @@ class Kept(NamedTuple):
 class KeeperLink:
     """The keeper of *directory*. For the trio loop; :meth:`run` must be running."""
 
-    def __init__(self, directory: Path, *, starts: bool = True, upgrades: bool = True) -> None:
+    def __init__(self, directory: Path, *, starts: bool = True, upgrades: bool = True, merge: bool = False) -> None:
         """Without *starts* a keeper is what somebody else starts and replaces (:mod:`agent.keeping`). *upgrades*: one
-        that is found and of another version is replaced."""
+        that is found and of another version is replaced. *merge*: see :func:`agent.launch.launch`."""
         self._directory = directory
         self._starts = starts
+        self._merge = merge
         self._living: KeeperInfo | None = None
         self._here = trio.Event()
         """Set when a keeper is there, and once when one could not be started."""
@@ -242,7 +243,7 @@ class KeeperLink:
             raise ConflictError("An upgrade is going on already: wait for it.")
         async with self._upgrading:
             try:
-                launched = await launch(self._directory, take_over=True)
+                launched = await launch(self._directory, take_over=True, merge=self._merge)
             except UnavailableError as e:
                 raise UnavailableError(f"The mounts stay with version {before.version}: {e}") from e
             await before.ended.wait()
@@ -297,7 +298,7 @@ class KeeperLink:
     async def _launched(self) -> KeeperInfo:
         """A new keeper, which listens already."""
         self._tried = True  # it is of the code that is installed
-        launched = await launch(self._directory)
+        launched = await launch(self._directory, merge=self._merge)
         log.info("Started the keeper (pid %d).", launched.pid)
         found, _ = await self._hello()
         return found

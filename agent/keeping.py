@@ -24,12 +24,13 @@ GENERATION: Final = "FUSEVOL_KEEPER_GENERATION"
 log = logging.getLogger(__name__)
 
 
-async def keep(directory: Path, ready: Path | None) -> None:
+async def keep(directory: Path, ready: Path | None, *, merge: bool = False) -> None:
     """Have a keeper in *directory* that serves this code, until told to end by SIGTERM or SIGINT.
 
     One that is there already gives its mounts over. The file *ready* is made when that is done. Once another generation
-    has taken over there is nothing left to do but to wait for the end. Raises :class:`UnavailableError` if the one
-    before does not give its mounts over; it goes on.
+    has taken over there is nothing left to do but to wait for the end. *merge*: see :mod:`agent.merging`.
+
+    Raises :class:`UnavailableError` if the one before does not give its mounts over; it goes on.
     """
     os.environ[GENERATION] = generation = secrets.token_hex(8)
     await trio.Path(directory).mkdir(mode=0o755, parents=True, exist_ok=True)
@@ -38,7 +39,7 @@ async def keep(directory: Path, ready: Path | None) -> None:
 
         async def lead() -> None:
             try:
-                await _lead(KeeperLink(directory, upgrades=False), generation, ready)
+                await _lead(KeeperLink(directory, upgrades=False, merge=merge), generation, ready)
             except FusevolError as e:
                 failures.append(e)
                 nursery.cancel_scope.cancel()

@@ -29,16 +29,19 @@ class Launched(NamedTuple):
     """How many mounts it has taken over."""
 
 
-async def launch(directory: Path, *, take_over: bool = False) -> Launched:
+async def launch(directory: Path, *, take_over: bool = False, merge: bool = False) -> Launched:
     """Start a keeper of the code that is installed now, and return when it listens.
 
+    *merge*: the system may merge equal pages of it and its servers (:mod:`agent.merging`).
     Raises :class:`UnavailableError` with its sentence when it does not; with *take_over* the old keeper goes on then.
     When this is cancelled, a keeper that takes over goes on by itself, another one is ended.
     """
     reader, writer = os.pipe()
     async with trio.lowlevel.FdStream(reader) as ready:
         try:
-            pid = await trio.to_thread.run_sync(_spawn, directory, writer, take_over)
+            pid = await trio.to_thread.run_sync(
+                _spawn, directory, writer, _words(directory, take_over=take_over, merge=merge)
+            )
         finally:
             os.close(writer)
         try:
@@ -71,13 +74,17 @@ async def _listening(directory: Path, ready: trio.lowlevel.FdStream) -> int:
                 moved, patience = int(rest), STEP_TIMEOUT
 
 
-def _spawn(directory: Path, writer: int, take_over: bool) -> int:
+def _words(directory: Path, *, take_over: bool, merge: bool) -> list[str]:
+    words = ["-m", "fusevol.keeper", "--dir", os.fspath(directory), "--ready-fd", str(_READY), "--understudy"]
+    return words + ["--take-over"] * take_over + ["--merge"] * merge
+
+
+def _spawn(directory: Path, writer: int, words: list[str]) -> int:
     """Start the process. Not by subprocess, which wants its children to end before their parent."""
     log_file = os.fspath(directory / "keeper.log")
-    words = ["-m", "fusevol.keeper", "--dir", os.fspath(directory), "--ready-fd", str(_READY), "--understudy"]
     return os.posix_spawn(
         sys.executable,
-        [sys.executable, *words, *(["--take-over"] if take_over else [])],
+        [sys.executable, *words],
         {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
         file_actions=[
             (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),

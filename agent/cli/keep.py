@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from functools import partial
 
 import trio
 
-from agent import logs
+from agent import logs, merging
 from agent.keeping import keep
 from fusevol.errors import EXIT_OK
 
@@ -14,5 +15,7 @@ from fusevol.errors import EXIT_OK
 def command(options: Namespace) -> int:
     """Keep the mounts until told to end."""
     logs.set_up(options.log_level, options.log_format)
-    trio.run(keep, options.run_dir.absolute(), options.ready_file)
+    if options.merge_memory:
+        merging.switch_on()
+    trio.run(partial(keep, options.run_dir.absolute(), options.ready_file, merge=options.merge_memory))
     return EXIT_OK

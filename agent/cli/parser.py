@@ -101,6 +101,9 @@ def _keeper(commands: Commands) -> None:
         "--run-dir", type=Path, default=Path("/run/fusevol"), metavar="DIR", help="the agent's (default: /run/fusevol)"
     )
     parser.add_argument(
+        "--merge-memory", action="store_true", help="have the system merge equal pages of the volume servers"
+    )
+    parser.add_argument(
         "--ready-file", type=Path, metavar="FILE", help="made when it keeps all mounts that another one kept before"
     )
     parser.add_argument(

@@ -16,6 +16,7 @@ Measured (CPython 3.11, private memory of an idle server with a ledger): 4.2 MiB
 fusevol.keeper.child). Two fifths of the pages are word for word the keeper's again: counts went up and down.
 Copied code is 0.3 of what is saved, full pools 0.15, rehearsals of a whole server instead of its parts 0.1, code that
 need not be compiled first 0.2. It takes a keeper 60 ms of processor time to start.
+Where the system merges equal pages (:func:`mergeable`), 0.8 MiB of the 4.2 are left to each.
 Tried in vain: python -OO, code without line tables, functions laid side by side (0.06 MiB), no frozen modules (0.1 MiB
 more), a fork without the interpreter's handlers (0.04 MiB).
 """
@@ -56,6 +57,7 @@ from fusevol.transport.kernel.features import agree
 log = logging.getLogger(__name__)
 
 _M_ARENA_MAX: Final = -8
+_PR_SET_MEMORY_MERGE: Final = 67
 _TIMES: Final = 9
 """The interpreter specialises a function at its eighth call."""
 _SMALL: Final = (60_000, range(16, 513, 16))
@@ -78,6 +80,14 @@ _PATIENCE: Final = 10
 _KEEPER: Final = ("fusevol.keeper.", "fusevol.server.")
 
 _filling: list[object] = []
+
+
+def mergeable() -> None:
+    """Have the system merge pages of this process, and of all that it forks, that are word for word the same, if it
+    merges pages at all (PR_SET_MEMORY_MERGE, prctl(2); Documentation/admin-guide/mm/ksm.rst)."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_MEMORY_MERGE, 1, 0, 0, 0) != 0:
+        log.info("pages cannot be merged: %s (Linux 6.4 can)", os.strerror(ctypes.get_errno()))
 
 
 def settle(scratch: Path) -> None:

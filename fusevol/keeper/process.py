@@ -45,8 +45,9 @@ _NAME_LENGTH: Final = 255
 class Keeper:
     """The keeper of *directory*; it serves from :meth:`listen` on, which takes the directory's lock."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, merge: bool = False) -> None:
         self._directory = directory
+        self._merge = merge
         self._path = wire.socket_path(directory)
         self._loop = Loop()
         self._self = os.pidfd_open(os.getpid())
@@ -115,7 +116,7 @@ class Keeper:
         if self._ending:
             return
         try:
-            self._relies_on(Understudy.start(self._directory))
+            self._relies_on(Understudy.start(self._directory, merge=self._merge))
         except OSError as e:
             self._short_lives += 1
             log.info("no understudy can be started: %s", e)
@@ -210,13 +211,15 @@ class Arguments(NamedTuple):
     """Whether it takes the place of a keeper that lives."""
     understudy: bool
     """Whether another process is to take its place when it dies."""
+    merge: bool
+    """Whether the system may merge equal pages of this process and of those that it forks."""
     post: tuple[int, int] | None
     """If it is itself to take the place of a keeper that dies: that one's pidfd, and the socket by which it is told."""
 
     @classmethod
     def parse(cls, argv: Sequence[str]) -> Self:
         """Raises :class:`UsageError`."""
-        words = [word for word in argv if word not in {"--take-over", "--understudy"}]
+        words = [word for word in argv if word not in {"--take-over", "--understudy", "--merge"}]
         values = dict(zip(words[::2], words[1::2], strict=False))
         directory = values.pop("--dir", None)
         ready, keeper, line = (values.pop(name, "") for name in ("--ready-fd", "--keeper-fd", "--line-fd"))
@@ -224,13 +227,14 @@ class Arguments(NamedTuple):
         if directory is None or values or len(words) % 2 or not numbers or bool(keeper) != bool(line):
             raise UsageError(
                 "usage: python -m fusevol.keeper --dir DIRECTORY [--ready-fd N] [--take-over] [--understudy] "
-                "[--keeper-fd N --line-fd N]"
+                "[--merge] [--keeper-fd N --line-fd N]"
             )
         return cls(
             Path(directory).absolute(),
             int(ready) if ready else None,
             "--take-over" in argv,
             "--understudy" in argv,
+            "--merge" in argv,
             (int(keeper), int(line)) if keeper else None,
         )
 
@@ -275,6 +279,8 @@ def _run(arguments: Arguments, starter: Starter) -> None:
     directory = arguments.directory
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    if arguments.merge:
+        image.mergeable()
     if arguments.post is not None:
         title.name(title.UNDERSTUDY)
     image.settle(directory / f"{_SCRATCH}{os.getpid()}")
@@ -282,7 +288,7 @@ def _run(arguments: Arguments, starter: Starter) -> None:
     role = rehearse(starter.close, post) if arguments.understudy else Role(None, None)
     listener = role.listener
     logfile.set_up(directory / "keeper.log", "keeper")
-    keeper = Keeper(directory)
+    keeper = Keeper(directory, merge=arguments.merge)
     if arguments.takes_over and listener is None:
         listener = keeper.take_over(directory, starter.say)
     with locked(directory / "keeper.lock", lambda pid: _already(pid, directory)):

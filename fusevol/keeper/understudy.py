@@ -48,14 +48,14 @@ class Understudy:
         return f"<Understudy pid={self.pid}>"
 
     @classmethod
-    def start(cls, directory: Path) -> Self:
+    def start(cls, directory: Path, *, merge: bool = False) -> Self:
         """A new process as the understudy of the keeper of *directory*, which is this one. Raises ``OSError``."""
         ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         keeper = os.pidfd_open(os.getpid())
         try:
             os.set_inheritable(keeper, True)
             its.set_inheritable(True)
-            post = ("--keeper-fd", str(keeper), "--line-fd", str(its.fileno()))
+            post = (*["--merge"] * merge, "--keeper-fd", str(keeper), "--line-fd", str(its.fileno()))
             pid = os.posix_spawn(
                 sys.executable,
                 [sys.executable, "-m", "fusevol.keeper", "--dir", os.fspath(directory), "--understudy", *post],
