@@ -30,7 +30,7 @@ from agent.tally import Requests
 from agent.volumes.attachments import mount_id
 from agent.volumes.byhand import ByHand
 from agent.volumes.mounter import Mounter
-from fusevol import quantity
+from fusevol import objects, quantity
 from fusevol.errors import FusevolError, InvalidError, NotFoundError, UsageError
 from fusevol.usage import Measured
 
@@ -89,6 +89,7 @@ class Api:
             ("/v1/mounts", self.unmount, "DELETE"),
             ("/v1/ephemeral", self.ephemeral, "POST"),
             ("/v1/moves", self.move, "POST"),
+            ("/v1/containers/{namespace}/{pod}", self.containers, "POST"),
         ]
         routes = [Route(path, guarded(handler, self._requests), methods=[method]) for path, handler, method in fixed]
         return Starlette(
@@ -278,6 +279,15 @@ class Api:
             raise UsageError("Say which PersistentVolumeClaim or PersistentVolume is to be in which pool.")
         named = Key(kind, namespace if kind == "PersistentVolumeClaim" else "", name)
         return JSONResponse(await self._moves.begin(named, pool), status_code=202)
+
+    async def containers(self, request: Request) -> Response:
+        """Take note of how a Pod's containers are."""
+        given = await body(request)
+        key = Key("Pod", request.path_params["namespace"], request.path_params["pod"])
+        changed = await self._store.change(
+            key, lambda pod: objects.containers.enter(pod, given), uid=str(given.get("uid"))
+        )
+        return JSONResponse(changed["status"])
 
     async def ephemeral(self, request: Request) -> Response:
         """What a call-out asks for."""

@@ -127,11 +127,25 @@ def sidecars(pod: Obj) -> list[Obj]:
     return [c for c in pod["spec"].get("initContainers") or [] if c.get("restartPolicy") == "Always"]
 
 
+def of(pod: Obj) -> dict[str, str]:
+    """Which Pod it is."""
+    metadata = pod["metadata"]
+    return {"namespace": metadata.get("namespace") or "default", "name": metadata["name"], "uid": metadata["uid"]}
+
+
+def names(pod: Obj, field: str) -> dict[str, str]:
+    """What the Pod calls the containers of a *field* of its spec, by podman's names."""
+    return {container_name(pod, c): c["name"] for c in pod["spec"].get(field) or []}
+
+
 def watched(pod: Obj, longest: float) -> Watched:
     """What a process in the background has to know to start the Pod's containers again."""
     return Watched(
         policy=str(pod["spec"].get("restartPolicy") or "Always"),
         containers=[container_name(pod, c) for c in pod["spec"]["containers"]],
+        pod=of(pod),
+        names=names(pod, "containers"),
+        inits=names(pod, "initContainers"),
         sidecars=[container_name(pod, c) for c in sidecars(pod)],
         longest=longest,
     )

@@ -18,7 +18,7 @@ from typing import IO, Any, Self
 
 from agent.cli import containers, output
 from agent.cli.podman import Podman
-from agent.cli.supervision import Watch, wait_for
+from agent.cli.supervision import Report, Watch, wait_for
 from fusevol.errors import EXIT_FAILED, EXIT_OK, FusevolError
 
 Obj = dict[str, Any]
@@ -51,7 +51,9 @@ class Interruptible:
             output.note("Stopping the containers.")
             self._podman.try_run("stop", "--time", "10", *self.names)
 
-    def follow(self, shown: Mapping[str, str], policy: str, *, longest: float, sidecars: Sequence[str] = ()) -> int:
+    def follow(
+        self, shown: Mapping[str, str], policy: str, *, longest: float, report: Report, sidecars: Sequence[str] = ()
+    ) -> int:
         """Print the output of the containers (*shown*: name to prefix) until all have ended for good under *policy*.
 
         They are started again as that says, after at most *longest* seconds; *sidecars* always, for as long as others
@@ -62,8 +64,12 @@ class Interruptible:
             _Follower(self._podman, name, f"[{prefix}] " if len(shown) > 1 else "", self._began, lock)
             for name, prefix in shown.items()
         ]
-        watches = [Watch(self._podman, n, policy, longest=longest, tell=output.note) for n in shown]
-        beside = [Watch(self._podman, n, "Always", longest=longest, tell=output.note) for n in sidecars]
+
+        def watched(name: str, policy: str) -> Watch:
+            return Watch(self._podman, name, policy, longest=longest, tell=output.note, report=report)
+
+        watches = [watched(name, policy) for name in shown]
+        beside = [watched(name, "Always") for name in sidecars]
         for follower in followers:
             follower.start()
         for watch in [*watches, *beside]:
@@ -89,11 +95,11 @@ class Interruptible:
         return EXIT_FAILED
 
 
-def finish_init(podman: Podman, pod: Obj, container: Obj, *, longest: float) -> None:
+def finish_init(podman: Podman, pod: Obj, container: Obj, *, longest: float, report: Report) -> None:
     """Wait for an init container, which is started again if it fails. Raises :class:`FusevolError` if that is final."""
     name = containers.container_name(pod, container)
     policy = "Never" if pod["spec"].get("restartPolicy") == "Never" else "OnFailure"
-    watch = Watch(podman, name, policy, longest=longest, tell=output.note)
+    watch = Watch(podman, name, policy, longest=longest, tell=output.note, report=report)
     watch.start()
     wait_for([watch])
     if watch.code:

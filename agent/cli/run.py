@@ -18,6 +18,7 @@ from typing import Any
 from agent.cli import containers, documents, foreground, output, supervision
 from agent.cli.podman import LABEL_NAMESPACE, LABEL_UID, Podman, require
 from agent.cli.removal import delete_object, remove_containers
+from agent.cli.reporting import Reporter
 from agent.cli.resources import get_object, path_to
 from agent.client import Client, path_of
 from agent.volumes import environment
@@ -70,25 +71,27 @@ def _run(client: Client, podman: Podman, pod: Obj, options: Namespace) -> int:
     policy = str(pod["spec"].get("restartPolicy") or "Always")
     beside = containers.sidecars(pod)
     supervision.end(client, pod["metadata"]["uid"])  # from now on it is this command that watches
+    report = Reporter(
+        client, containers.of(pod), containers.names(pod, "containers"), containers.names(pod, "initContainers")
+    ).note
     with foreground.Interruptible(podman) as group:
         for container in init:
             group.names.append(containers.container_name(pod, container))
             start(client, podman, pod, container)
             if container not in beside:
-                foreground.finish_init(podman, pod, container, longest=options.max_restart_period)
+                foreground.finish_init(podman, pod, container, longest=options.max_restart_period, report=report)
         names = [containers.container_name(pod, c) for c in main]
         for name, container in zip(names, main, strict=True):
             group.names.append(name)
             start(client, podman, pod, container)
         if options.detach:
-            if policy != "Never" or beside:
-                supervision.begin(client, pod["metadata"]["uid"], containers.watched(pod, options.max_restart_period))
+            supervision.begin(client, pod["metadata"]["uid"], containers.watched(pod, options.max_restart_period))
             for name in names:
                 print(name)
             return EXIT_OK
         helpers = [containers.container_name(pod, c) for c in beside]
         shown = {n: c["name"] for n, c in zip(names, main, strict=True)}
-        code = group.follow(shown, policy, longest=options.max_restart_period, sidecars=helpers)
+        code = group.follow(shown, policy, longest=options.max_restart_period, report=report, sidecars=helpers)
         if helpers:
             podman.try_run("stop", *helpers)
     if options.remove:

@@ -19,17 +19,20 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from agent.cli.backoff import LONGEST, Backoff, restarts
 from agent.cli.podman import Podman, require
+from agent.cli.reporting import Reporter
 from agent.client import Client
 from fusevol.errors import EXIT_OK, FusevolError
 
 Obj = dict[str, Any]
+Report = Callable[[str, Obj, str], None]
+"""Called with a container's name, what podman says of it, and why it is not started again yet."""
 _POLL: Final = 0.2
 """Seconds between two looks at a container that is neither running nor at its end."""
 _LOOK: Final = 2.0
@@ -41,9 +44,16 @@ class Watch(threading.Thread):
     """One container, from now until it has ended for good."""
 
     def __init__(
-        self, podman: Podman, name: str, policy: str, *, longest: float = LONGEST, tell: Callable[[str], None]
+        self,
+        podman: Podman,
+        name: str,
+        policy: str,
+        *,
+        longest: float = LONGEST,
+        tell: Callable[[str], None],
+        report: Report,
     ) -> None:
-        """*policy* is the Pod's restartPolicy; *tell* hears of each restart that has to wait."""
+        """*policy* is the Pod's restartPolicy; *tell* hears of each restart that has to wait, *report* of all."""
         super().__init__(name=f"watch of {name}", daemon=True)
         self.container = name
         self.code = EXIT_OK
@@ -52,6 +62,7 @@ class Watch(threading.Thread):
         self._podman = podman
         self._policy = policy
         self._tell = tell
+        self._report = report
         self._backoff = Backoff(longest)
         self._over = threading.Event()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC)
@@ -84,12 +95,16 @@ class Watch(threading.Thread):
                 return  # somebody removed it, for example by `fusevol delete pod`
             state = found["State"]
             if state.get("Running"):
+                self._report(self.container, found, "")
                 self._sleep_until_end(int(state.get("Pid") or 0))
             elif state.get("Status") in _UNSETTLED:
                 self._over.wait(_POLL)
             else:
                 self.code = int(state.get("ExitCode", 0))
-                if not restarts(self._policy, self.code) or not self._again():
+                if not restarts(self._policy, self.code):
+                    self._report(self.container, found, "")
+                    return
+                if not self._again(found):
                     return
 
     def _sleep_until_end(self, pid: int) -> None:
@@ -109,12 +124,16 @@ class Watch(threading.Thread):
         finally:
             os.close(descriptor)
 
-    def _again(self) -> bool:
-        """Start it again when it is due; False when it is gone, or nobody wants that any more."""
+    def _again(self, ended: Obj) -> bool:
+        """Start it again, which has *ended*, when it is due; False when it is gone, or nobody wants that any more."""
         due = self._backoff.due(time.monotonic())
         if due - time.monotonic() >= 1:
             wait = round(due - time.monotonic())
-            self._tell(f"back-off {wait}s restarting failed container={self.container} (exit code {self.code})")
+            why = f"back-off {wait}s restarting failed container={self.container} (exit code {self.code})"
+            self._tell(why)
+            self._report(self.container, ended, why)
+        else:
+            self._report(self.container, ended, "")
         while (left := due - time.monotonic()) > 0:
             if self._over.wait(min(left, _LOOK)):
                 return False
@@ -168,6 +187,11 @@ class Watched:
     """The Pod's restartPolicy."""
     containers: Sequence[str]
     """Podman's names."""
+    pod: Mapping[str, str]
+    """Its namespace, name and uid."""
+    names: Mapping[str, str]
+    """What the Pod calls its containers, by podman's names."""
+    inits: Mapping[str, str]
     sidecars: Sequence[str] = ()
     """Those that are always started again, for as long as one of the others may run."""
     longest: float = LONGEST
@@ -180,7 +204,14 @@ def begin(client: Client, uid: str, watched: Watched) -> None:
     place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with place.with_suffix(".log").open("ab") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "agent.cli.supervision", str(place), json.dumps(asdict(watched))],
+            [
+                sys.executable,
+                "-m",
+                "agent.cli.supervision",
+                str(place),
+                json.dumps(asdict(watched)),
+                str(client.socket),
+            ],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=log,
@@ -229,30 +260,34 @@ def main(argv: Sequence[str]) -> int:
         lock.truncate(0)
         lock.write(f"{os.getpid()} {watched.longest}")
         lock.flush()
-        _watch_all(Podman(require()), watched)
+        reporter = Reporter(Client(Path(argv[2])), watched.pod, watched.names, watched.inits)
+        _watch_all(Podman(require()), watched, reporter.note)
     return EXIT_OK
 
 
-def _watch_all(podman: Podman, watched: Watched) -> None:
+def _watch_all(podman: Podman, watched: Watched, report: Report) -> None:
     def tell(text: str) -> None:
         stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         print(f"{stamp} {text}", file=sys.stderr, flush=True)
 
     def stop(_signal: int, _frame: object) -> None:
-        for watch in [*ordinary, *beside]:
-            watch.stop()
+        for each in [*ordinary, *beside]:
+            each.stop()
 
-    ordinary = [Watch(podman, name, watched.policy, longest=watched.longest, tell=tell) for name in watched.containers]
-    beside = [Watch(podman, name, "Always", longest=watched.longest, tell=tell) for name in watched.sidecars]
+    def watch(name: str, policy: str) -> Watch:
+        return Watch(podman, name, policy, longest=watched.longest, tell=tell, report=report)
+
+    ordinary = [watch(name, watched.policy) for name in watched.containers]
+    beside = [watch(name, "Always") for name in watched.sidecars]
     signal.signal(signal.SIGTERM, stop)
-    for watch in [*ordinary, *beside]:
-        watch.start()
+    for each in [*ordinary, *beside]:
+        each.start()
     print("watching", flush=True)
     os.close(sys.stdout.fileno())
     wait_for(ordinary)
-    stopped = any(watch.stopped for watch in ordinary)
-    for watch in beside:
-        watch.stop()
+    stopped = any(each.stopped for each in ordinary)
+    for each in beside:
+        each.stop()
     wait_for(beside)
     if beside and not stopped:
         podman.try_run("stop", *watched.sidecars)

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from fusevol.objects import claim, payload, pod, snapshot, snapshotclass, storageclass, volume
+from fusevol.objects import claim, containers, payload, pod, snapshot, snapshotclass, storageclass, volume
 from fusevol.objects.admission import admit, admit_update
 from fusevol.objects.dump import dump
 from fusevol.objects.kinds import DEFAULT_NAMESPACE, KINDS, Key, Kind, Obj, find_kind, key
@@ -22,6 +22,7 @@ __all__ = [
     "admit_update",
     "age",
     "claim",
+    "containers",
     "dump",
     "find_kind",
     "key",
