@@ -369,9 +369,9 @@ class Pools:
         """Who this is, in pools that other nodes have, too."""
         return self._holder.agent if self._holder is not None else ""
 
-    async def lease(self, pool: str, volume: str) -> Tenancy | None:
+    async def lease(self, pool: str, volume: str, *, alone: bool) -> Tenancy | None:
         """See :meth:`Pool.lease`."""
-        return await self._locked(pool, volume, lambda p: p.lease(volume))
+        return await self._locked(pool, volume, lambda p: p.lease(volume, alone=alone))
 
     async def release(self, pool: str, volume: str) -> None:
         """See :meth:`Pool.release`; nothing to do if the volume is gone."""

@@ -1,4 +1,5 @@
-"""Leases on volumes of a pool that several nodes have: one node at a time mounts a volume that is ReadWriteOnce.
+"""Leases on volumes of a pool that several nodes have: one node at a time mounts a volume that is ReadWriteOnce, and
+nobody deletes one that others use.
 
 A lease is the *name* of the one file in the directory ``lease`` beside the volume's data: ``EPOCH.SERIAL`` while
 somebody has it, ``EPOCH.SERIAL.free`` while nobody has. Every change is one rename of that file, which the filesystem
@@ -12,6 +13,11 @@ does for one of those who try; the others find that it is gone (ENOENT).
 
 What is in the file says who holds it. It is written after the rename, so it may be an earlier holder's for a moment,
 which its epoch tells; it serves messages, and lets a holder that has lost its memory take what is its own at once.
+
+A volume that many nodes mount (ReadWriteMany) has a *share* for each, a lease of its own in a directory beside that
+file, which bears the agent's id. Who wants the volume alone, to mount or to delete it, takes the lease and then looks
+at the shares; who wants a share takes it and then looks at the lease. So of two at the same moment one at least sees
+the other, and gives up what it has.
 """
 
 from __future__ import annotations
@@ -80,10 +86,13 @@ class State(NamedTuple):
 
 
 class Lease:
-    """The lease on the volume in *directory*. Thread-safe; raises ``OSError`` for what the filesystem says."""
+    """The lease on the volume in *directory*, or the share that *agent* has. Thread-safe; raises ``OSError`` for what
+    the filesystem says."""
 
-    def __init__(self, directory: Path) -> None:
-        self._room = directory / ROOM
+    def __init__(self, directory: Path, agent: str = "") -> None:
+        self.directory = directory
+        self.agent = agent
+        self._room = directory / ROOM / agent
 
     def __repr__(self) -> str:
         return f"<Lease {self._room}>"
@@ -100,12 +109,19 @@ class Lease:
                 return max(states)
         raise UnavailableError(f"The lease {self._room} cannot be read: look at what is in it.")
 
+    def shares(self) -> list[Lease]:
+        """All that were ever taken of it."""
+        with contextlib.suppress(FileNotFoundError), os.scandir(self._room) as entries:
+            names = sorted(e.name for e in entries if e.is_dir(follow_symlinks=False) and not e.name.startswith("."))
+            return [Lease(self.directory, name) for name in names]
+        return []
+
     def _make(self) -> None:
         aside = self._room.with_name(f".{ROOM}.{os.urandom(8).hex()}")
         try:
             aside.mkdir(mode=0o700)
         except FileNotFoundError as e:
-            raise LostError(f"The volume at {self._room.parent} is gone.") from e
+            raise LostError(f"The volume at {self.directory} is gone.") from e
         first = aside / State(0, 0, free=True).name
         first.touch(mode=0o600)
         try:
@@ -146,7 +162,7 @@ class Lease:
             renewed = state.renewed()
             if self._change(state, renewed):
                 return renewed
-        raise LostError(f"The lease of epoch {epoch} on the volume at {self._room.parent} is lost.")
+        raise LostError(f"The lease of epoch {epoch} on the volume at {self.directory} is lost.")
 
     def release(self, epoch: int) -> None:
         """Give it up, if it is still that epoch's."""

@@ -363,9 +363,9 @@ class Mounter:
         return point
 
     async def _held(self, row: Attachment) -> tuple[Volume, Tenancy | None]:
-        """The volume, with the lease on it where one is needed; no server of this node has it."""
+        """The volume, with the lease on it, or a share, where other nodes can have it; no server of this one has it."""
         volume = await self._pools.volume(row.pool, row.volume)
-        lease = await self._pools.lease(row.pool, row.volume) if row.alone else None
+        lease = await self._pools.lease(row.pool, row.volume, alone=row.alone) if not row.owned else None
         if lease is not None:
             self._step("lease taken")
         return volume, lease
@@ -391,6 +391,7 @@ class Mounter:
             limit_bytes=volume.capacity_bytes if volume.quota == "ledger" else None,
             limit_inodes=volume.inode_limit if volume.quota == "ledger" else None,
             lease=str(lease.directory) if lease is not None else None,
+            lease_share=lease.share if lease is not None else None,
             lease_epoch=lease.epoch if lease is not None else None,
             lease_s=lease.seconds if lease is not None else None,
             cache=row.cache,
@@ -429,9 +430,9 @@ class Mounter:
             await self._clear_dead(point)
             await self._at(point, places.remove_target, point)
             self._deaths.pop(row.mount_id, None)
-            if row.alone:
+            if not row.owned:
                 await self._give_up_lease(row)
-            if row.owned and not keep_volume:
+            elif not keep_volume:
                 await self._pools.discard(row.pool, row.volume)
         await self._attachments.remove(row.target)
         self._step("attachment forgotten")

@@ -58,13 +58,15 @@ class PoolCapacity(NamedTuple):
 
 
 class Tenancy(NamedTuple):
-    """A lease that was taken on a volume, for a server (``fusevol.server.tenure``)."""
+    """A lease that was taken on a volume, or a share of it, for a server (``fusevol.server.tenure``)."""
 
     directory: Path
     """The volume's, in its pool."""
     epoch: int
     seconds: float
     """For how long a renewal holds."""
+    share: str | None
+    """Whose share it is; ``None``: it is the lease itself, and nobody else has the volume."""
 
 
 class Pool:
@@ -306,8 +308,10 @@ class Pool:
 
     # one node at a time
 
-    def lease(self, volume: str) -> Tenancy | None:
+    def lease(self, volume: str, *, alone: bool = True) -> Tenancy | None:
         """Take the lease on *volume*, for a server that renews it; ``None`` where no other node has the pool.
+
+        Not *alone*: take a share, which keeps others from deleting it, and from having it alone.
 
         Raises :class:`ConflictError`, which names the node that has it. That no server of this node serves the volume
         is the caller's duty.
@@ -316,10 +320,13 @@ class Pool:
             return None
         directory = self._volumes.directory(volume)
         with place.explained(self.path, f"taking the lease on volume {volume}"):
-            return Tenancy(directory, self._leases.take(directory), self._leases.holder.seconds)
+            holder = self._leases.holder
+            if alone:
+                return Tenancy(directory, self._leases.take(directory), holder.seconds, None)
+            return Tenancy(directory, self._leases.share(directory), holder.seconds, holder.agent)
 
     def release(self, volume: str) -> None:
-        """Give up the lease on *volume*, if this agent has it: no server of it will write any more."""
+        """Give up the lease on *volume* or the share, if this agent has it: no server of it will write any more."""
         if self._leases is not None:
             with place.explained(self.path, f"giving up the lease on volume {volume}"):
                 self._leases.release(self._volumes.directory(volume))
@@ -397,7 +404,7 @@ class Pool:
         *retention*: seconds that it shall be kept there; ``None``: as its record says.
 
         Raises :class:`NotFoundError`, and :class:`ConflictError` while something is mounted in it or another node has
-        the lease on it. That nobody on this node serves it any more is the caller's duty.
+        the lease on it or a share. That nobody on this node serves it any more is the caller's duty.
         """
         with self._mutex, place.explained(self.path, f"deleting volume {volume}"):
             directory = self._volumes.directory(volume)

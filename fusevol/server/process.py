@@ -33,7 +33,7 @@ from fusevol.files import sync_filesystem
 from fusevol.fs import FileSystem
 from fusevol.fs.recovery import CountersError
 from fusevol.fs.types import CACHE_EXCLUSIVE, CACHE_NONE, CACHE_SHARED, CachePolicy
-from fusevol.lease import LostError
+from fusevol.lease import Lease, LostError
 from fusevol.quota import kernel
 from fusevol.quota.ledger import Ledger
 from fusevol.quota.scan import ScanProgress
@@ -148,7 +148,7 @@ class Server:
             raise UnavailableError(f"The mount point {spec.mountpoint} is not a directory: create it first.")
 
     def _take_office(self) -> None:
-        """Where one node at a time may serve the volume: see to it that this one may, for as long as it does."""
+        """Where several nodes have the volume's pool: see to it that this one may serve it, for as long as it does."""
         spec = self.spec
         if spec.lease is None:
             return
@@ -156,7 +156,8 @@ class Server:
             raise UsageError(
                 f"The mount {spec.mount_id} has a lease but no epoch or time: name them in its mount file."
             )
-        self._tenure = Tenure(Path(spec.lease), spec.lease_epoch, spec.lease_s, lambda: mount.abort(self._minor))
+        lease = Lease(Path(spec.lease), spec.lease_share or "")
+        self._tenure = Tenure(lease, spec.lease_epoch, spec.lease_s, lambda: mount.abort(self._minor))
         try:
             self._tenure.begin()
         except LostError:

@@ -41,7 +41,9 @@ class MountSpec:
     """What the ledger keeps, as ``limit_inodes``; the kernel has its own."""
     limit_inodes: int | None = None
     lease: str | None = None
-    """The volume's directory in its pool, if one node at a time may serve it (``fusevol.lease``)."""
+    """The volume's directory in its pool, if several nodes have that (``fusevol.lease``)."""
+    lease_share: str | None = None
+    """Whose share of the lease it is; ``None``: one node at a time may serve the volume."""
     lease_epoch: int | None = None
     """Required with ``lease``, as the next."""
     lease_s: float | None = None

@@ -1,4 +1,4 @@
-"""A volume server's time in office, where one node at a time may serve the volume: it renews the lease, or dies.
+"""A volume server's time in office, where several nodes have the pool: it renews the volume's lease, or dies.
 
 The end is the kernel's doing: a timer sends SIGKILL at the moment when the lease ends, and is put off with each
 renewal (timer_create(2)). A process that looked at a clock before each write could be stopped between the look and the
@@ -7,6 +7,9 @@ sleeps.
 
 A server that is killed so is followed by another one, as after any death. If the lease is still its own, since nobody
 has wanted it, it goes on; if not, the connection is ended.
+
+Who has a share only does not die of being late: others may write to the volume anyway. A share that was ended, since
+the volume is being deleted or is one node's alone now, is noticed at the next renewal, and ends the connection.
 """
 
 from __future__ import annotations
@@ -19,7 +22,6 @@ import struct
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Final
 
 from fusevol.lease import Lease, LostError
@@ -53,10 +55,10 @@ class _Fuse:
 class Tenure:
     """See above."""
 
-    def __init__(self, directory: Path, epoch: int, seconds: float, lost: Callable[[], object]) -> None:
-        """*directory* is the volume's; *seconds* is how long a renewal holds. *lost* is called, in another thread,
-        when the lease is somebody else's."""
-        self._lease = Lease(directory)
+    def __init__(self, lease: Lease, epoch: int, seconds: float, lost: Callable[[], object]) -> None:
+        """*seconds* is how long a renewal holds. *lost* is called, in another thread, when *lease* is somebody
+        else's."""
+        self._lease = lease
         self._epoch = epoch
         self._seconds = seconds
         self._lost = lost
@@ -80,12 +82,13 @@ class Tenure:
             self._fuse.put_off(0)
 
     def _renew(self) -> None:
-        began = time.clock_gettime(time.CLOCK_BOOTTIME)
-        if self._fuse is None:
+        until = time.clock_gettime(time.CLOCK_BOOTTIME) + self._seconds
+        if self._fuse is None and not self._lease.agent:
             self._fuse = _Fuse()
-            self._fuse.put_off(began + self._seconds)  # also for the first time: the rename may hang
+            self._fuse.put_off(until)  # also for the first time: the rename may hang
         self._lease.renew(self._epoch)
-        self._fuse.put_off(began + self._seconds)
+        if self._fuse is not None:
+            self._fuse.put_off(until)
 
     def _run(self) -> None:
         while not self._over.wait(self._seconds / _OFTEN):

@@ -96,7 +96,7 @@ def _kernel(
         mountpoint=spec.mountpoint,
         fsname=spec.fsname,
         # what goes by passthrough goes on after this process has ended, and would after the end of the lease
-        passthrough=spec.quota != "ledger" and spec.lease is None,
+        passthrough=spec.quota != "ledger" and (spec.lease is None or spec.lease_share is not None),
         read_only=spec.read_only,
         allow_other=allow_other,
         devices=spec.devices,

@@ -219,3 +219,51 @@ def test_many_nodes_see_each_others_writes(pair: Pair) -> None:
         waits.append(time.monotonic() - began)
 
     assert max(waits) < 2
+
+
+def test_a_volume_of_many_nodes_is_not_deleted_from_under_one(pair: Pair) -> None:
+    """ReadWriteMany: it stays while a node has it mounted, if without an agent, and goes when the last lets go."""
+    pair.share("ReadWriteMany")
+    left, right = _mount(pair.left), _mount(pair.right)
+    pair.right.ok("umount", str(right))
+    pair.left.kill()
+    pair.right.ok("delete", "pvc", *NAME, "--no-wait")
+    eventually(lambda: 'in use by the node "left"' in pair.right.ok("events", "-A"), 30.0, what="an event says why not")
+    since = time.monotonic()
+    writes = 0
+    while time.monotonic() - since < 2 * LEASE:
+        assert pair.left.shell(f"echo {writes} >> {left}/f && sync {left}/f").returncode == 0
+        assert pair.right.get("pv")["items"]
+        writes += 1
+    kept = pair.left.shell(f"wc -l < {left}/f").stdout
+    pair.left.start()
+    pair.left.ok("umount", str(left))
+    eventually(lambda: not pair.right.get("pv")["items"], 60.0, what="it is deleted after all")
+    eventually(lambda: "is empty" in pair.right.cli("trash", "list").stderr, 60.0, what="nothing of it is left")
+
+    assert int(kept) == writes > 1
+
+
+@pytest.mark.expect_log(
+    "The lease",
+    "the lease",
+    "is gone",
+    "is in use by the node",
+    "ended unexpectedly",
+    "cannot be mounted",
+    "died",
+    "the connection",
+)
+def test_a_node_that_is_away_keeps_no_volume_of_many_nodes(pair: Pair) -> None:
+    """ReadWriteMany: who did not renew its share in time does not keep it from being deleted, and learns of it."""
+    pair.share("ReadWriteMany")
+    left = _mount(pair.left)
+    pair.left.shell(f"echo lost > {left}/f")
+    with pair.left.frozen():
+        pair.right.ok("delete", "pvc", *NAME, "--no-wait")
+        eventually(lambda: 'in use by the node "left"' in pair.right.ok("events", "-A"), 30.0, what="it is kept")
+        eventually(lambda: not pair.right.get("pv")["items"], 60.0, what="it is deleted after all")
+    eventually(lambda: _closed(pair.left), 30.0, what="the left node has let go of it")
+    late = pair.left.shell(f"echo late >> {left}/f")
+
+    assert late.returncode != 0

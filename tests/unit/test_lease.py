@@ -14,6 +14,7 @@ from fusevol.pool.leases import Leases
 
 ONE = Holder("one", "a" * 16, 30.0)
 TWO = Holder("two", "b" * 16, 30.0)
+THREE = Holder("three", "c" * 16, 30.0)
 
 
 @pytest.fixture
@@ -159,3 +160,130 @@ def test_many_make_the_first_one(tmp_path: Path) -> None:
 
     assert took == [1]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["lease"]
+
+
+def test_shares_keep_others_from_having_it_alone(tmp_path: Path) -> None:
+    """Many share a volume; nobody has it alone until the last of the others has given its share up."""
+    one, two, three = Leases(ONE), Leases(TWO), Leases(THREE)
+    one.share(tmp_path)
+    two.share(tmp_path)
+    for taker in (one, three):
+        with pytest.raises(ConflictError, match=r'is in use by the node "(one|two)": unmount it'):
+            taker.take(tmp_path)
+    two.release(tmp_path)
+    with pytest.raises(ConflictError, match='by the node "one"'):
+        three.take(tmp_path)
+    untouched = Lease(tmp_path).look()
+    one.release(tmp_path)
+    three.take(tmp_path)
+    with pytest.raises(ConflictError, match=r'by the node "three", and by one'):
+        one.share(tmp_path)
+    three.release(tmp_path)
+    one.share(tmp_path)
+
+    assert untouched == State(0, 0, free=True)
+
+
+def test_who_shares_may_have_it_alone(tmp_path: Path) -> None:
+    """Its own share keeps nobody from it, nor its own lease from sharing, which then lets others share."""
+    one, two = Leases(ONE), Leases(TWO)
+    one.share(tmp_path)
+    one.take(tmp_path)
+    with pytest.raises(ConflictError):
+        two.share(tmp_path)
+    one.share(tmp_path)
+    two.share(tmp_path)
+    one.release(tmp_path)
+    two.release(tmp_path)
+
+    assert [s.look().free for s in (Lease(tmp_path), *Lease(tmp_path).shares())] == [True] * 3
+
+
+def test_a_share_that_is_not_renewed_is_lost(tmp_path: Path, clock: list[float]) -> None:
+    """As a lease: after all of its time without a renewal, and then for good, until it is taken anew."""
+    one, two = Leases(ONE), Leases(TWO)
+    epoch = one.share(tmp_path)
+    share = Lease(tmp_path, ONE.agent)
+    for _ in range(3):
+        for passed in (0.0, 37.0):
+            clock[0] += passed
+            with pytest.raises(ConflictError):
+                two.take(tmp_path)
+        share.renew(epoch)
+    with pytest.raises(ConflictError):
+        two.take(tmp_path)
+    clock[0] += 38.0
+    two.take(tmp_path)
+    with pytest.raises(LostError):
+        share.renew(epoch)
+    two.release(tmp_path)
+    again = one.share(tmp_path)
+    share.renew(again)
+
+    assert again > epoch
+
+
+def test_a_share_that_was_half_ended_is_had_again(tmp_path: Path, clock: list[float]) -> None:
+    """Who ends another's share may die over it: it is done when it comes again, and others need not wait for ever."""
+    one, two, three = Leases(ONE), Leases(TWO), Leases(THREE)
+    one.share(tmp_path)
+    share = Lease(tmp_path, ONE.agent)
+    share.take(share.look(), TWO)
+    two.take(tmp_path)
+    two.release(tmp_path)
+    after = share.look().free
+    share.take(share.look(), TWO)
+    for _ in range(2):
+        for taker in (one.share, three.take):
+            with pytest.raises(ConflictError, match='by the node "two"'):
+                taker(tmp_path)
+    clock[0] += 38.0
+
+    assert after
+    assert one.share(tmp_path) > 0
+
+
+def test_a_share_of_a_volume_that_is_gone(tmp_path: Path) -> None:
+    """It cannot be had, and one that was had is lost; nothing is made where the volume was."""
+    volume, aside = tmp_path / "volume", tmp_path / "aside"
+    with pytest.raises(LostError):
+        Leases(ONE).share(volume)
+    volume.mkdir()
+    epoch = Leases(ONE).share(volume)
+    volume.rename(aside)
+    with pytest.raises(LostError):
+        Lease(volume, ONE.agent).renew(epoch)
+
+    assert not volume.exists()
+
+
+def test_one_who_shares_and_one_who_wants_it_alone_at_once(tmp_path: Path) -> None:
+    """Whoever is faster, never have both got what they wanted, and who has not leaves nothing taken."""
+    had = []
+    for number in range(100):
+        directory = tmp_path / f"{number}"
+        directory.mkdir()
+        start = threading.Barrier(2)
+        got: list[str] = []
+
+        def attempt(leases: Leases, what: str, directory: Path = directory, start: threading.Barrier = start) -> None:
+            start.wait()
+            try:
+                getattr(leases, what)(directory)
+            except ConflictError:
+                return
+            got.append(what)  # noqa: B023  # the threads end in this turn
+
+        threads = [
+            threading.Thread(target=attempt, args=(Leases(ONE), "share")),
+            threading.Thread(target=attempt, args=(Leases(TWO), "take")),
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        lease = Lease(directory)
+        held = [one.agent for one in (lease, *lease.shares()) if not one.look().free]
+        had.append((got, held))
+
+    assert [one for one in had if one not in [(["share"], [ONE.agent]), (["take"], [""]), ([], [])]] == []
