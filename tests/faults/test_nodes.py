@@ -87,7 +87,8 @@ def cluster() -> Iterator[ceph.Cluster]:
 def pair(cluster: ceph.Cluster, workdir: Path, logs: LogCheck) -> Iterator[Pair]:
     """See above."""
     secret = ADMIN.format(key=base64.b64encode(cluster.key("admin").encode()).decode())
-    storage_class = CLASS.format(monitors=cluster.monitors, root=f"/nodes-{workdir.name}")
+    here = {"monitors": cluster.monitors, "claimRoot": f"/nodes-{workdir.name}"}
+    storage_class = yaml.safe_dump({**CLASS, "parameters": CLASS["parameters"] | here})
     made: list[NodeAgent] = []
     try:
         for number, name in enumerate(("left", "right"), 1):
