@@ -8,6 +8,8 @@ from the moment the objects are read.
 from __future__ import annotations
 
 import contextlib
+import copy
+import datetime as dt
 import logging
 import resource
 import signal
@@ -46,7 +48,7 @@ from agent.probes import Probes
 from agent.salvage import Salvage
 from agent.shares import Shares
 from agent.steps import Step, no_step
-from agent.store import Key, Store
+from agent.store import Key, Store, now
 from agent.supervisor import KeeperSupervisor
 from agent.tally import Requests
 from agent.volumes.attachments import Attachment, Attachments
@@ -54,7 +56,7 @@ from agent.volumes.byhand import ByHand
 from agent.volumes.mounter import Mounter
 from agent.volumes.node import Node
 from fusevol import objects
-from fusevol.errors import AlreadyExistsError, FusevolError, UnavailableError
+from fusevol.errors import AlreadyExistsError, FusevolError, NotFoundError, UnavailableError
 from fusevol.files import locked
 from fusevol.transport.kernel import parameter
 
@@ -215,6 +217,7 @@ async def _run(
     stop = trio.Event()
     nursery.start_soon(_stop_on_signal, stop, probes, nursery)
     await _first_class(store, pools)
+    await _after_boot(store)
     (config.state_dir / "mounts").mkdir(mode=0o755, exist_ok=True)
     (config.state_dir / "pods").mkdir(mode=0o750, exist_ok=True)
     await supervisor.adopt()
@@ -320,6 +323,20 @@ async def _remount(mounter: Mounter, pod_controller: PodController, heal: WorkQu
             if not row.dependent:
                 nursery.start_soon(again, row)
     await pod_controller.restore({row.pod for row in missing if row.dependent})
+
+
+async def _after_boot(store: Store) -> None:
+    """No container lives through a reboot, and nobody has told of their ends."""
+    text = await trio.Path("/proc/stat").read_text()
+    boot = dt.datetime.fromtimestamp(int(text.partition("\nbtime ")[2].split()[0]), dt.UTC)
+    for pod in store.list("Pod"):
+        if objects.containers.lost(copy.deepcopy(pod), boot, now()):
+            with contextlib.suppress(NotFoundError):
+                await store.change(
+                    objects.key(pod),
+                    lambda current: objects.containers.lost(current, boot, now()),
+                    uid=pod["metadata"]["uid"],
+                )
 
 
 async def _first_class(store: Store, pools: Pools) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -55,3 +56,31 @@ def phase(pod: Obj) -> str:
         return "Failed" if any(end.get("exitCode") for end in over) else "Succeeded"
     begun = ends or any(entry.get("restartCount") for entry in pod["status"].get("containerStatuses") or [])
     return "Running" if begun or any("running" in state for state in states) else "Pending"
+
+
+def lost(pod: Obj, boot: dt.datetime, now: str) -> bool:
+    """End the containers in *pod*'s status that ran, or waited, before the machine's *boot*; whether there were any.
+
+    As a kubelet says it of a container that it cannot find any more (``ContainerStatusUnknown``, exit code 137).
+    """
+    found = False
+    for field in _LISTS:
+        for entry in pod.get("status", {}).get(field) or []:
+            state = entry.get("state") or {}
+            last = (entry.get("lastState") or {}).get("terminated") or {}
+            began = str((state.get("running") or last).get("startedAt") or "")
+            seen = began if "running" in state else str(last.get("finishedAt") or "")
+            if "terminated" not in state and state and not _since(seen, boot):
+                end = {"exitCode": 137, "reason": "ContainerStatusUnknown", "startedAt": began, "finishedAt": now}
+                entry.update(state={"terminated": end}, ready=False, started=False)
+                found = True
+    if found:
+        pod["status"]["phase"] = phase(pod)
+    return found
+
+
+def _since(moment: str, boot: dt.datetime) -> bool:
+    try:
+        return dt.datetime.fromisoformat(moment) >= boot
+    except (ValueError, TypeError):  # the latter: it has no zone
+        return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from typing import Any
 
 import pytest
@@ -72,3 +73,33 @@ def test_what_is_refused(told: Obj, why: str) -> None:
         containers.enter(found, told)
 
     assert "status" not in found
+
+
+BOOT = dt.datetime(2026, 5, 1, 12, tzinfo=dt.UTC)
+OLD, NEW = "2026-05-01T11:59:59.123456789Z", "2026-05-01T12:00:01Z"
+
+
+@pytest.mark.parametrize(
+    ("state", "last", "lost"),
+    [
+        ({"running": {"startedAt": OLD}}, {}, True),
+        ({"running": {"startedAt": NEW}}, {}, False),
+        ({"running": {"startedAt": "nonsense"}}, {}, True),
+        (WAITS, {"terminated": {"finishedAt": OLD}}, True),
+        (WAITS, {"terminated": {"finishedAt": NEW}}, False),
+        ({"terminated": {"exitCode": 0, "finishedAt": OLD}}, {}, False),
+    ],
+)
+def test_after_a_reboot(state: Obj, last: Obj, lost: bool) -> None:
+    """What ran or waited before it has ended, and nobody knows how; what has ended stays as it is."""
+    found = pod("Never")
+    told = [{"name": "a", "ready": True, "state": state, "lastState": last}, {"name": "b", "state": ended(0)}]
+    containers.enter(found, {"containerStatuses": told})
+    changed = containers.lost(found, BOOT, NEW)
+    a, b = found["status"]["containerStatuses"]
+
+    assert changed == lost
+    assert a["ready"] is not lost
+    assert ("ContainerStatusUnknown" in str(a)) == lost
+    assert b["state"] == ended(0)
+    assert (found["status"]["phase"] == "Failed") == lost
