@@ -139,7 +139,8 @@ class Pool:
         """Let another process open the pool."""
         held, self._held = self._held, -1
         if held >= 0:
-            os.close(held)
+            with contextlib.suppress(OSError):  # closed it is in any case; a dead client of CephFS answers ENOTCONN
+                os.close(held)
 
     # volumes
 

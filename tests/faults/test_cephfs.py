@@ -70,6 +70,7 @@ def test_its_client_dies(seed: Seed) -> None:
 
     assert found == "before"
     assert seed.ceph_fuse() not in ([], [client])
+    assert "Traceback" not in (seed.agent.directory / "agent.log").read_text()
 
 
 def durable(path: Path, text: str) -> str:
