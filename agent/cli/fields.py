@@ -225,7 +225,7 @@ csi CsiInline a volume of a CSI driver that lives as long as the Pod
 flexVolume FlexVolume a volume of a FlexVolume driver
 
 EmptyDir: a directory that lives as long as the Pod
-medium string empty: in a pool; Memory: a tmpfs
+medium string empty: in a pool; Memory: a tmpfs; HugePages, HugePages-2Mi: a hugetlbfs
 sizeLimit quantity a hard limit; none without it
 mode integer permission bits of the directory
 

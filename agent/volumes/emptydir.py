@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from agent.volumes import hugepages
 from fusevol import quantity
 from fusevol.errors import InvalidError
 from fusevol.pool import VolumeRequest
@@ -26,18 +27,15 @@ def size_of(source: Obj) -> int | None:
 def check_medium(source: Obj) -> None:
     """Raise :class:`InvalidError` for a medium that is not served."""
     medium = str(source.get("medium") or "")
-    if medium.startswith("HugePages"):
-        raise InvalidError(
-            f"emptyDir medium {medium} is not served here: fusevol reserves no huge pages; use the medium Memory, or "
-            "leave it out to use the node's disk."
-        )
-    if medium not in {"", MEMORY}:
+    if medium not in {"", MEMORY} and not hugepages.is_medium(medium):
         raise InvalidError(f"unknown storage medium {medium}")
 
 
 def request(volume: str, source: Obj, owner: dict[str, str]) -> VolumeRequest:
     """The volume to provision. Raises :class:`InvalidError` for a medium or size that cannot be."""
     check_medium(source)
+    if source.get("medium"):
+        raise InvalidError(f"medium {source['medium']} is for the emptyDirs of Pods: leave it out.")
     mode = int(source.get("mode", MODE))
     return VolumeRequest(
         id=volume, capacity_bytes=size_of(source), inode_limit=None, owner=owner, mode=mode, labels={"kind": "emptyDir"}

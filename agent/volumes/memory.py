@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import Any, Final
 
+from agent.volumes import hugepages
 from agent.volumes.node import Node
 from fusevol import quantity
 from fusevol.transport import mount
@@ -64,16 +65,21 @@ def options(limit: int | None, *, mode: int, gid: int | None = None) -> str:
 
 
 def mount_at(target: Path, wanted: str) -> bool:
-    """Mount a tmpfs at *target*, which is made if it is missing; ``False``: one that is there already stays.
+    """Mount a tmpfs, or a hugetlbfs if *wanted* is of one, at *target*, which is made if it is missing; ``False``: one
+    that is there already stays.
 
     Raises ``OSError``.
     """
+    huge = wanted.startswith(hugepages.PAGE_SIZE)
+    kind = "hugetlbfs" if huge else FSTYPE
     found = mount.find(target)
-    if found is not None and found.fstype == FSTYPE:
+    if found is not None and found.fstype == kind:
         return False
     target.mkdir(mode=0o750, parents=True, exist_ok=True)
-    for data in (f"{wanted},noswap", wanted):  # noswap: since Linux 6.3
-        done = _libc.mount(b"tmpfs", os.fsencode(target), b"tmpfs", ctypes.c_ulong(_NOSUID_NODEV), data.encode())
+    for data in (wanted,) if huge else (f"{wanted},noswap", wanted):  # noswap: since Linux 6.3
+        done = _libc.mount(
+            kind.encode(), os.fsencode(target), kind.encode(), ctypes.c_ulong(_NOSUID_NODEV), data.encode()
+        )
         code = ctypes.get_errno() if done else 0
         if code != errno.EINVAL:
             break

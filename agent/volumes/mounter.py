@@ -308,7 +308,7 @@ class Mounter:
                 if await _thread(memory.mount_at, target, row.options):
                     self._step("tmpfs mounted")
             except OSError as e:
-                raise UnavailableError(f"Mounting a tmpfs at {target} failed: {e.strerror or e}.") from e
+                raise UnavailableError(f"Mounting memory at {target} failed: {e.strerror or e}.") from e
             return row
         source = Path(row.path)
         if row.mount_id:

@@ -18,6 +18,8 @@ class Node:
     """Bytes; 0: not known."""
     storage: int = 0
     """Bytes of the filesystem that ephemeral data is on."""
+    huge_pages: frozenset[int] = frozenset()
+    """The sizes that its huge pages have, in bytes."""
 
     @classmethod
     def here(cls, name: str, storage: str | Path) -> Self:
@@ -28,4 +30,6 @@ class Node:
         except OSError:
             size = 0
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        return cls(name=name, cpus=os.cpu_count() or 1, memory=memory, storage=size)
+        # hugepages-2048kB (Documentation/admin-guide/mm/hugetlbpage.rst)
+        huge = frozenset(int(d.name[10:-2]) << 10 for d in Path("/sys/kernel/mm/hugepages").glob("hugepages-*kB"))
+        return cls(name=name, cpus=os.cpu_count() or 1, memory=memory, storage=size, huge_pages=huge)

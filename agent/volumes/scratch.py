@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from agent.config import DRIVER
 from agent.controllers.provisioning import PARAMETERS, read_parameters
-from agent.volumes import emptydir, memory
+from agent.volumes import emptydir, hugepages, memory
 from agent.volumes.attachments import Attachment, AttachmentKind
 from agent.volumes.wanted import Context, Wanted, group_of, owner, uid_of
 from fusevol import quantity
@@ -31,10 +31,17 @@ def empty_dir(pod: Obj, name: str, source: Obj, context: Context) -> Wanted:
     emptydir.check_medium(source)
     target = str(context.volumes(pod) / "kubernetes.io~empty-dir" / name)
     group = group_of(pod, always=True)
-    if source.get("medium") == emptydir.MEMORY:
-        limit = memory.size(pod, emptydir.size_of(source), context.node)
-        mode = int(source.get("mode", emptydir.MEMORY_MODE))
-        options = memory.options(limit, mode=mode, gid=group.gid if group else None)
+    medium = str(source.get("medium") or "")
+    if medium:
+        gid = group.gid if group else None
+        if medium == emptydir.MEMORY:
+            limit = memory.size(pod, emptydir.size_of(source), context.node)
+            mode = int(source.get("mode", emptydir.MEMORY_MODE))
+            options = memory.options(limit, mode=mode, gid=gid)
+        else:
+            mode = int(source.get("mode", hugepages.MODE))
+            size = emptydir.size_of(source)
+            options = hugepages.options(pod, medium, size, mode=mode, gid=gid, node=context.node)
         uid = uid_of(pod)
         row = Attachment(target=target, kind="emptyDir", medium="Memory", options=options, pod=uid, user=uid)
         return Wanted(name, attachment=context.existing.get(target, row), source=target)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -56,11 +58,66 @@ def test_memory_is_a_tmpfs_with_a_limit(agent: Agent) -> None:
     assert not places["size"].exists()
 
 
-def test_huge_pages_are_refused(agent: Agent) -> None:
-    """1.5: fusevol reserves no huge pages, and says so."""
-    pods.pod(agent, "p", {"m": {"emptyDir": {"medium": "HugePages-2Mi"}}})
+@pytest.fixture
+def huge_pages() -> Iterator[None]:
+    """Eight huge pages of 2 MiB, as long as the test lasts."""
+    reserved = Path("/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages")
+    if not reserved.exists():
+        pytest.skip("this kernel has no huge pages of 2 MiB")
+    before = int(reserved.read_text())
+    reserved.write_text(str(before + 8))
+    try:
+        if int(reserved.read_text()) < before + 8:
+            pytest.skip("memory is too fragmented for eight huge pages")
+        yield
+    finally:
+        reserved.write_text(str(before))
 
-    assert "fusevol reserves no huge pages" in pods.refused(agent, "p", "HugePages-2Mi")
+
+@pytest.mark.usefixtures("huge_pages")
+def test_huge_pages(agent: Agent) -> None:
+    """1.5: a hugetlbfs with pages of the size that the Pod requests, gone with the Pod; sizeLimit is hard, in pages."""
+    asks = {"resources": {"limits": {"hugepages-2Mi": "8Mi", "memory": "64Mi"}}}
+    medium = {"any": "HugePages", "named": "HugePages-2Mi"}
+    for name, words in medium.items():
+        pods.pod(agent, name, {"m": {"emptyDir": {"medium": words, "sizeLimit": "5Mi"}}}, container=asks)
+    places = {name: pods.ready(agent, name)["/m"] for name in medium}
+    found = [p for p in map(mount.find, places.values()) if p]
+    with (places["any"] / "f").open("w+b") as file:
+        file.truncate(4 << 20)
+        with mmap.mmap(file.fileno(), 4 << 20) as memory:
+            memory[:3] = b"abc"
+            memory[3 << 20] = 1
+        file.truncate(6 << 20)
+        with pytest.raises(OSError, match=r"Cannot allocate memory|No space left"):
+            mmap.mmap(file.fileno(), 6 << 20)
+    bits = mode(places["named"])
+    for name in medium:
+        pods.delete(agent, "Pod", name)
+
+    assert [p.fstype for p in found] == ["hugetlbfs"] * 2
+    assert all("pagesize=2M" in p.super_options for p in found)
+    assert bits == ("0o777", 0)
+    assert not any(place.exists() for place in places.values())
+
+
+@pytest.mark.parametrize(
+    ("medium", "asked", "why"),
+    [
+        ("HugePages", [], "no resource request for huge pages"),
+        ("HugePages", ["hugepages-2Mi", "hugepages-1Gi"], "multiple huge page sizes"),
+        ("HugePages-2Mi", ["hugepages-1Gi"], "request no huge pages of that size"),
+        ("HugePages-3Mi", ["hugepages-3Mi"], "the node has no huge pages of 3Mi"),
+        ("HugePages-x", ["hugepages-2Mi"], "unknown storage medium HugePages-x"),
+        ("HugePagesX", ["hugepages-2Mi"], "unknown storage medium HugePagesX"),
+    ],
+)
+def test_huge_pages_that_cannot_be(agent: Agent, medium: str, asked: list[str], why: str) -> None:
+    """1.5: the Pod's containers must request exactly what the medium means."""
+    limits = {"resources": {"limits": dict.fromkeys(asked, "1Gi")}}
+    pods.pod(agent, "p", {"m": {"emptyDir": {"medium": medium}}}, container=limits)
+
+    assert why in pods.refused(agent, "p", why)
 
 
 def test_a_host_path_that_comes_later(agent: Agent) -> None:

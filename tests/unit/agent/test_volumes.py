@@ -97,18 +97,18 @@ def test_the_size_of_an_empty_dir(source: Obj, size: int | None) -> None:
     assert emptydir.size_of(source) == size
 
 
-@pytest.mark.parametrize(
-    ("medium", "message"),
-    [
-        ("HugePages", "reserves no huge pages"),
-        ("HugePages-2Mi", "is not served"),
-        ("Disk", "unknown storage medium Disk"),
-    ],
-)
-def test_other_media_are_refused(medium: str, message: str) -> None:
+@pytest.mark.parametrize("medium", ["Disk", "memory", "HugePages2Mi"])
+def test_other_media_are_refused(medium: str) -> None:
     """1.1: what is not served is said, not silently put on the disk."""
-    with pytest.raises(InvalidError, match=message):
+    with pytest.raises(InvalidError, match=f"unknown storage medium {medium}"):
         emptydir.check_medium({"medium": medium})
+
+
+@pytest.mark.parametrize("medium", ["Memory", "HugePages"])
+def test_no_volume_of_a_pool_is_memory(medium: str) -> None:
+    """1.1: who asks for a volume of a pool, and for memory, is told that this is no volume of a pool."""
+    with pytest.raises(InvalidError, match=f"medium {medium} is for the emptyDirs of Pods"):
+        emptydir.request("v", {"medium": medium}, {})
 
 
 CLAIM: Obj = {
