@@ -59,6 +59,11 @@ class CephMount:
         """Shows what is mounted where."""
         return f"<CephMount of {self.share} at {self._point}>"
 
+    @property
+    def renewable(self) -> bool:
+        """No: a mount whose process lives recovers by itself, any other is made again."""
+        return False
+
     def renew(self) -> bool:
         """See to it that the share is mounted; whether it had to be mounted now. Raises a :class:`FusevolError`.
 
@@ -84,7 +89,7 @@ class CephMount:
         return True
 
     def unmount(self) -> None:
-        """Nothing: a mount whose process lives recovers by itself, any other is made again by :meth:`renew`."""
+        """Nothing; see :attr:`renewable`."""
 
     def _make_root(self, client: _Client) -> None:
         """Make the share's directory, by a mount of the whole filesystem that is gone afterwards."""

@@ -114,6 +114,11 @@ class MadePool:
         """The pool's directory."""
         return self.settings.path
 
+    @property
+    def renewable(self) -> bool:
+        """Whether a filesystem that has failed is mounted anew."""
+        return self._record.kind != "path"
+
     def renew(self) -> bool:
         """See to it that it is mounted; whether it had to be mounted now. Raises :class:`UnavailableError`."""
         record = self._record
@@ -131,7 +136,7 @@ class MadePool:
 
     def unmount(self) -> None:
         """Have it mounted anew next time. Raises :class:`ConflictError` while it is in use."""
-        if self._record.kind != "path":
+        if self.renewable:
             disks.unmount(self.pool)
 
     def __repr__(self) -> str:

@@ -18,7 +18,7 @@ from agent.hazard import Hazard, Recoveries
 from agent.steps import Step
 from fusevol.errors import FusevolError, UnavailableError
 from fusevol.lease import Holder
-from fusevol.pool import Pool, TrashEntry
+from fusevol.pool import Failure, Pool, TrashEntry, failure_at
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -34,6 +34,10 @@ class Mounted(Protocol):
     @property
     def pool(self) -> Path:
         """The pool's directory."""
+
+    @property
+    def renewable(self) -> bool:
+        """Whether a filesystem that has failed is mounted anew by :meth:`unmount` and :meth:`renew`."""
 
     def renew(self) -> bool:
         """See to it that it is mounted; whether it had to be mounted now. Raises a :class:`FusevolError`."""
@@ -137,6 +141,26 @@ class Place:
             if self._pool is not None:
                 self._pool.close()
                 self._pool = None
+
+    async def failure(self) -> Failure | None:
+        """Why it cannot be used; ``None`` if it can. What is mounted by us and has failed can only be mounted anew.
+
+        Raises :class:`UnavailableError` if it does not say, since it hangs or is busy.
+        """
+
+        ours = self._mounted is not None and self._mounted.renewable
+
+        def look() -> Failure | None:
+            try:
+                self._opened()
+            except NotMountedError as e:
+                return Failure(e.message, True)
+            except FusevolError as e:
+                return failure_at(self.path) or Failure(e.message, ours)
+            found = failure_at(self.path)
+            return found and found._replace(dead=found.dead or ours)
+
+        return await self._hazard.run(look)
 
     async def let_go(self) -> None:
         """Have nothing open in it; it is opened, and if need be mounted, by whatever is done next."""

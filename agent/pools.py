@@ -31,7 +31,7 @@ from fusevol.errors import (
     UnavailableError,
 )
 from fusevol.lease import Holder
-from fusevol.pool import Pool, PoolCapacity, Tenancy, TrashEntry, Volume, VolumeRequest
+from fusevol.pool import Failure, Pool, PoolCapacity, Tenancy, TrashEntry, Volume, VolumeRequest
 from fusevol.pool.comparison import first_difference
 from fusevol.pool.drivers import Capabilities
 
@@ -243,13 +243,10 @@ class Pools:
         """Whether a pool does not answer now. Raises :class:`NotFoundError`."""
         return self._place(name).hangs
 
-    async def failure(self, name: str) -> str | None:
-        """Why a pool's filesystem cannot be used, as a sentence; ``None`` if it can. Raises :class:`NotFoundError`."""
-        place = self._place(name)
-        try:
-            return await place.run(lambda p: p.failure())
-        except FusevolError as e:
-            return e.message
+    async def failure(self, name: str) -> Failure | None:
+        """Why a pool cannot be used; ``None`` if it can. Raises :class:`NotFoundError`, and :class:`UnavailableError`
+        if it does not say."""
+        return await self._place(name).failure()
 
     async def let_go(self, name: str) -> None:
         """Have nothing open in a pool, so that its filesystem can be mounted anew; what is done next opens it again."""

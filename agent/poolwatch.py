@@ -17,7 +17,7 @@ from agent.controllers.provisioning import handle_of
 from agent.events import Recorder
 from agent.pools import Pools
 from agent.store import Key, Store
-from fusevol.errors import FusevolError, NotFoundError
+from fusevol.errors import FusevolError, NotFoundError, UnavailableError
 
 Obj = dict[str, Any]
 PERIOD: Final = 3.0
@@ -57,24 +57,26 @@ class PoolWatch:
 
     async def _look(self, pool: str) -> None:
         try:
-            if self._pools.hangs(pool):
-                return
-            why = await self._pools.failure(pool)
+            found = await self._pools.failure(pool)
         except NotFoundError:  # it was deleted meanwhile
             self._failed.pop(pool, None)
             return
+        except UnavailableError:  # it hangs, or is busy: that is no news
+            return
         known = self._failed.get(pool)
-        if why is None and known is not None:
-            del self._failed[pool]
-            log.info("The pool %s works again.", pool)
-            await self._tell(pool, "PoolRecovered", f"The pool {pool} works again.", warning=False)
-            self._recovered()
-        elif why is not None and not self._pools.hangs(pool):
-            self._failed[pool] = why
-            if known != why:
-                log.warning("The pool %s has failed: %s", pool, why)
-                message = f"The pool {pool} has failed: {why} Its volumes are mounted again when it works."
-                await self._tell(pool, "PoolFailed", message, warning=True)
+        if found is None:
+            if known is not None:
+                del self._failed[pool]
+                log.info("The pool %s works again.", pool)
+                await self._tell(pool, "PoolRecovered", f"The pool {pool} works again.", warning=False)
+                self._recovered()
+            return
+        self._failed[pool] = found.why
+        if known != found.why:
+            log.warning("The pool %s has failed: %s", pool, found.why)
+            then = " Its volumes are mounted again when it works." if found.dead else ""
+            await self._tell(pool, "PoolFailed", f"The pool {pool} has failed: {found.why}{then}", warning=True)
+        if found.dead:
             try:
                 await self._end(pool)
                 await self._pools.let_go(pool)

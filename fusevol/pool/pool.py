@@ -466,17 +466,6 @@ class Pool:
         with place.explained(self.path, "checking it"):
             return inspect(self.path, self._workshop.left, self._driver_of)
 
-    def failure(self) -> str | None:
-        """Why its filesystem cannot be used any more, as a sentence; ``None`` if it can, or nothing says otherwise."""
-        try:
-            with os.scandir(self.path) as entries:
-                next(entries, None)
-            if os.statvfs(self.path).f_flag & os.ST_RDONLY:
-                return f"The filesystem at {self.path} has become read-only: see `dmesg` for the reason."
-        except OSError as e:
-            return f"The filesystem at {self.path} answers {e.strerror}: see `dmesg` for the reason."
-        return None
-
     def _check_open(self) -> None:
         if self._held < 0:
             raise UnavailableError(f"The pool {self.path} was closed: open it again.")

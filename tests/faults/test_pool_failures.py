@@ -139,3 +139,26 @@ def test_an_image_that_was_cut_off(agent: Agent, workdir: Path, fs: str) -> None
     assert went_on
     assert not recovered
     assert f"The image file {image} was cut off: it has 4Ki of 512Mi" in agent.ok("events", "--for", "pvc/data")
+
+
+def test_a_filesystem_that_is_read_only_for_a_while(agent: Agent, workdir: Path, loop_fs: LoopFs) -> None:
+    """Nobody who reads is disturbed when somebody makes a filesystem of the machine read-only; it is told, and when it
+    can be written to again, too."""
+    point = loop_fs("ext4")
+    agent.ok("pool", "create", "bad", "--path", str(point))
+    target, _other = _begin(agent, workdir)
+    before = agent.processes()
+    with (target / "f").open("rb") as file:
+        subprocess.run(["mount", "-o", "remount,ro", point], check=False)
+        if not os.statvfs(point).f_flag & os.ST_RDONLY:  # busy: files are open for writing
+            subprocess.run(["mount", "-o", "remount,ro,bind", point], check=True)
+        eventually(lambda: _told(agent, "PoolFailed"), 15.0, what="the claim is told")
+        read = file.read()
+        subprocess.run(["mount", "-o", "remount,rw", point], check=True)
+        subprocess.run(["mount", "-o", "remount,rw,bind", point], check=True)
+    eventually(lambda: _told(agent, "PoolRecovered"), 30.0, what="the pool works again")
+
+    assert read == CONTENT
+    assert "has become read-only" in agent.ok("events", "--for", "pvc/data")
+    assert agent.processes() == before
+    assert _works(target)
