@@ -143,12 +143,15 @@ class Place:
                 self._pool = None
 
     async def failure(self) -> Failure | None:
-        """Why it cannot be used; ``None`` if it can. What is mounted by us and has failed can only be mounted anew.
+        """Why it cannot be used; ``None`` if it can, or nobody has used it yet. What we have mounted and has failed
+        can only be mounted anew.
 
         Raises :class:`UnavailableError` if it does not say, since it hangs or is busy.
         """
 
         ours = self._mounted is not None and self._mounted.renewable
+        if not (self._was_there or ours):
+            return None  # to look at it could mean to mount a cluster's filesystem that nobody wants
 
         def look() -> Failure | None:
             try:

@@ -47,3 +47,31 @@ async def test_who_is_busy_does_not_say(workdir: Path) -> None:
 def test_what_is_missing_has_not_failed(workdir: Path) -> None:
     """A directory that is not there says nothing of its filesystem."""
     assert failure_at(workdir / "missing") is None
+
+
+async def test_who_was_not_used_is_not_looked_at(workdir: Path) -> None:
+    """A share that a class names is mounted when something is made on it, and not to see how it is."""
+    looked: list[str] = []
+
+    class Share:
+        """Counts how often it is mounted."""
+
+        pool = workdir / "share"
+        renewable = False
+
+        def renew(self) -> bool:
+            """Mount it."""
+            looked.append("mounted")
+            return False
+
+        def unmount(self) -> None:
+            """Nothing."""
+
+    pools = await Pools.open({"p": PoolSettings(path=workdir / "p")})
+    pools.attach("share", Share())
+    before = await pools.failure("share"), list(looked)
+    await pools.volumes("share")
+    after = await pools.failure("share"), len(looked)
+
+    assert before == (None, [])
+    assert after == (None, 2)
