@@ -150,19 +150,18 @@ class Resources:
         return JSONResponse(await self._store.delete(self._key(request)))
 
     async def apply(self, request: Request) -> Response:
-        """Create the object, or change it to what is given; with ``dryRun=All`` only tell what it would be."""
+        """Create the object, or change it to what is given; with ``dryRun=All`` only tell what would come of it."""
         obj = _shaped(await body(request))
         dry = request.query_params.get("dryRun") == "All"
         for _ in range(_ATTEMPTS):
             key = objects.key(objects.admit(obj))
             old = self._store.find(key)
             if dry:
-                new = (
-                    with_admission(objects.admit(obj), self._store)
-                    if old is None
-                    else self._updated(old, _overlaid(old, obj))
-                )
-                return JSONResponse({"result": "dry run", "object": new})
+                if old is None:
+                    new = with_admission(objects.admit(obj), self._store)
+                    return JSONResponse({"result": "created", "object": new})
+                new = self._updated(old, _overlaid(old, obj))
+                return JSONResponse({"result": "unchanged" if new == old else "configured", "object": new})
             try:
                 if old is None:
                     return JSONResponse({"result": "created", "object": await self._create(obj)})

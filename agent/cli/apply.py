@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from typing import Any
+from typing import Any, Final
 
 from agent.cli import documents
 from agent.cli.resources import collection_path, path_to, shown
 from agent.client import Client, path_of
 from fusevol import objects
-from fusevol.errors import EXIT_OK
+from fusevol.errors import EXIT_OK, NotFoundError
 
 Obj = dict[str, Any]
 
@@ -18,7 +18,8 @@ def command(options: Namespace) -> int:
     """Do it with all that the files describe; nothing at all when one document of them is not valid."""
     found = documents.read(options.files, options.namespace)
     client = Client(options.socket)
-    do = {"apply": _apply, "create": _create, "replace": _replace}[options.name]
+    dry = options.dry_run if options.name == "apply" else "none"
+    do = {"apply": _DRY[dry], "create": _create, "replace": _replace}[options.name]
     for obj in found:
         result = do(client, obj)
         print(shown(objects.find_kind(obj["kind"]), obj["metadata"]["name"]), result, flush=True)
@@ -27,6 +28,23 @@ def command(options: Namespace) -> int:
 
 def _apply(client: Client, obj: Obj) -> str:
     return str(client.request("POST", path_of("apply"), obj)["result"])
+
+
+def _tried(client: Client, obj: Obj) -> str:
+    """As :func:`_apply`, with all that the agent checks, and nothing is stored."""
+    return f"{client.request('POST', path_of('apply', dryRun='All'), obj)['result']} (server dry run)"
+
+
+def _foreseen(client: Client, obj: Obj) -> str:
+    """What :func:`_apply` would be about: the agent is only asked whether the object is there."""
+    try:
+        client.request("GET", path_to(obj))
+    except NotFoundError:
+        return "created (dry run)"
+    return "configured (dry run)"
+
+
+_DRY: Final = {"none": _apply, "server": _tried, "client": _foreseen}
 
 
 def _create(client: Client, obj: Obj) -> str:

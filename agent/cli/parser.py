@@ -120,10 +120,17 @@ def _apply(commands: Commands) -> None:
         "apply",
         "apply",
         "create or change objects from files",
-        "  fusevol apply -f claim.yaml\n  fusevol apply -f manifests/ -f extra.yaml\n  cat *.yaml | fusevol apply -f -",
+        "  fusevol apply -f claim.yaml\n  fusevol apply -f manifests/ -f extra.yaml\n  cat *.yaml | fusevol apply -f -"
+        "\n  fusevol apply -f claim.yaml --dry-run=server",
     )
     file_options(parser, required=True)
     namespace_option(parser)
+    parser.add_argument(
+        "--dry-run",
+        choices=["none", "server", "client"],
+        default="none",
+        help="change nothing; server: the agent says what it would do, or why not; client: only the files are checked",
+    )
 
 
 def _create(commands: Commands) -> None:

@@ -113,6 +113,31 @@ def test_diff(agent: Agent) -> None:
     ]
 
 
+def test_a_dry_run_changes_nothing(agent: Agent) -> None:
+    """``apply --dry-run`` says what would be done, or refused, and stores none of it."""
+    path = agent.directory / "claim.yaml"
+    path.write_text(CLAIM)
+
+    def tried(where: str) -> str:
+        return agent.ok("apply", "-f", str(path), f"--dry-run={where}").strip()
+
+    agent.apply(GROWING)
+    absent = tried("server"), tried("client"), agent.ok("get", "pvc", "-o", "name")
+    bound(agent)
+    same = tried("server")
+    path.write_text(CLAIM.replace("8Mi", "16Mi"))
+    larger = tried("server"), tried("client")
+    path.write_text(CLAIM.replace("8Mi", "4Mi"))
+    refused = agent.cli("apply", "-f", str(path), "--dry-run=server")
+    kept = agent.ok("get", "pvc", "data", "-o", "jsonpath={.spec.resources.requests.storage}").strip()
+
+    name = "persistentvolumeclaim/data"
+    assert absent == (f"{name} created (server dry run)", f"{name} created (dry run)", "")
+    assert same == f"{name} unchanged (server dry run)"
+    assert larger == (f"{name} configured (server dry run)", f"{name} configured (dry run)")
+    assert (refused.returncode != 0, "can not be less than" in refused.stderr, kept) == (True, True, "8Mi")
+
+
 def test_edit(agent: Agent) -> None:
     """What was saved is what there is; what is refused comes back with the reason, and can be mended."""
     bound(agent)
