@@ -74,6 +74,8 @@ def mount_at(target: Path, wanted: str) -> bool:
     kind = "hugetlbfs" if huge else FSTYPE
     found = mount.find(target)
     if found is not None and found.fstype == kind:
+        if huge:
+            _give_mode(target, wanted)
         return False
     target.mkdir(mode=0o750, parents=True, exist_ok=True)
     for data in (wanted,) if huge else (f"{wanted},noswap", wanted):  # noswap: since Linux 6.3
@@ -85,4 +87,12 @@ def mount_at(target: Path, wanted: str) -> bool:
             break
     if code:
         raise OSError(code, os.strerror(code), str(target))
+    if huge:
+        _give_mode(target, wanted)
     return True
+
+
+def _give_mode(target: Path, wanted: str) -> None:
+    """hugetlbfs takes no set-group-ID bit from its option ``mode`` (fs/hugetlbfs/inode.c)."""
+    words = dict(word.partition("=")[::2] for word in wanted.split(","))
+    target.chmod(int(words["mode"], 8))

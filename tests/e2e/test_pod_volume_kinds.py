@@ -92,12 +92,16 @@ def test_huge_pages(agent: Agent) -> None:
         with pytest.raises(OSError, match=r"Cannot allocate memory|No space left"):
             mmap.mmap(file.fileno(), 6 << 20)
     bits = mode(places["named"])
-    for name in medium:
+    spec = {"securityContext": {"fsGroup": 4321}}
+    pods.pod(agent, "group", {"m": {"emptyDir": {"medium": "HugePages"}}}, container=asks, **spec)
+    grouped = pods.ready(agent, "group")["/m"].stat()
+    for name in (*medium, "group"):
         pods.delete(agent, "Pod", name)
 
     assert [p.fstype for p in found] == ["hugetlbfs"] * 2
     assert all("pagesize=2M" in p.super_options for p in found)
     assert bits == ("0o777", 0)
+    assert (grouped.st_gid, stat.S_IMODE(grouped.st_mode)) == (4321, 0o2777)
     assert not any(place.exists() for place in places.values())
 
 
