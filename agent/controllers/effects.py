@@ -129,7 +129,7 @@ class Effects:
                 labels=made.labels,
                 shared=made.shared,
             )
-            volume = await self._made(made.pool, request, source)
+            volume = await self._made(made.pool, request, source, claim)
             self._step("volume made")
             user = None if made.share is None else await self._shares.user_for(made.share, made.volume)
         except (FusevolError, OSError) as e:
@@ -149,13 +149,15 @@ class Effects:
         self._step("PersistentVolume made")
         await self._events.normal(claim, "ProvisioningSucceeded", f"Successfully provisioned volume {name}")
 
-    async def _made(self, pool: str, request: VolumeRequest, source: Source | None) -> Volume:
+    async def _made(self, pool: str, request: VolumeRequest, source: Source | None, claim: Obj) -> Volume:
         if source is None:
             return await self._pools.provision(pool, request)
         where, name = provisioning.parse_handle(source.handle)
-        return await self._pools.fill(
-            pool, request, where, name, snapshot=source.kind == "snapshot", still=self._mounter.still(where, name)
-        )
+        still = self._mounter.still(where, name)
+        made = await self._pools.fill(pool, request, where, name, snapshot=source.kind == "snapshot", still=still)
+        if still.warning:
+            await self._events.warning(claim, "CloneNotAtomic", still.warning)
+        return made
 
     async def _take_snapshot(self, content: Obj) -> None:
         """Take a content's snapshot, or find the one that it names, and tell in its status how that went."""
@@ -168,9 +170,8 @@ class Effects:
                 pool, volume = provisioning.parse_handle(named["volumeHandle"])
                 still = self._mounter.still(pool, volume)
                 made = await self._pools.snapshot(pool, volume, snapshots.snapshot_id(content), still)
-                if still.passing_by:
-                    text = f"{still.passing_by} open files were being written directly: each is of a moment of its own."
-                    await self._events.warning(content, "SnapshotNotAtomic", text)
+                if still.warning:
+                    await self._events.warning(content, "SnapshotNotAtomic", still.warning)
         except (FusevolError, OSError) as e:
             reason = f"Failed to create snapshot: {e}"
 

@@ -31,6 +31,13 @@ class Still:
         self.passing_by = 0
         """Open files whose data goes past the volume server, and was not held up."""
 
+    @property
+    def warning(self) -> str:
+        """What to tell of a copy that is not of one moment; empty if it is."""
+        if not self.passing_by:
+            return ""
+        return f"{self.passing_by} open files were being written directly: each is of a moment of its own."
+
     async def __aenter__(self) -> Self:
         self._token = trio.lowlevel.current_trio_token()
         if self._name not in self._supervisor.servers:
@@ -43,6 +50,8 @@ class Still:
                 "the log of its server. It is tried again."
             )
         self._held, self.passing_by = True, int(answer.get("passing_by") or 0)
+        if self.passing_by:
+            log.info("While %s is copied, %s", self._name, self.warning)
         return self
 
     async def __aexit__(

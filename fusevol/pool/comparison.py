@@ -34,7 +34,7 @@ def first_difference(one: Path, other: Path) -> str | None:
             if lost:
                 path = os.path.join(path, lost[0])
                 found = "it is missing" if lost[0] in names else "nobody has put it there"
-            todo.extend(os.path.join(path, name) for name in names)
+            todo.extend(os.path.join(path, name) for name in sorted(names, reverse=True))
         if found is not None:
             return f"{os.fsdecode(path) or 'the root directory'} is not the same: {found}"
     return None
@@ -60,9 +60,10 @@ def _differs(here: bytes, there: bytes, links: dict[Identity, Identity]) -> str 
     if stat.S_ISLNK(a.st_mode) and os.readlink(here) != os.readlink(there):
         return "it leads elsewhere"
     if a.st_nlink > 1 and not stat.S_ISDIR(a.st_mode):
-        known = links.setdefault((a.st_dev, a.st_ino), (b.st_dev, b.st_ino))
-        if known != (b.st_dev, b.st_ino):
-            return "it is no name of the same file any more"
+        known = links.get((a.st_dev, a.st_ino))
+        if known is not None:
+            return None if known == (b.st_dev, b.st_ino) else "it is no name of the same file any more"
+        links[a.st_dev, a.st_ino] = (b.st_dev, b.st_ino)
     if stat.S_ISREG(a.st_mode):
         return _content(here, there)
     return None

@@ -202,6 +202,42 @@ def test_a_database_under_load(home: Path, agent: Agent) -> None:
     assert len(os.listdir(home / "volumes")) == 5
 
 
+UNCOUNTED = """
+apiVersion: storage.k8s.io/v1
+kind: StorageClass
+metadata: {name: uncounted}
+provisioner: fusevol.io/fusevol
+parameters: {quota: "none"}
+---
+apiVersion: v1
+kind: PersistentVolumeClaim
+metadata: {name: data}
+spec: {storageClassName: uncounted, accessModes: [ReadWriteOnce], resources: {requests: {storage: 64Mi}}}
+"""
+
+
+def test_what_is_written_past_the_server_is_told(agent: Agent) -> None:
+    """A snapshot or a clone of a volume whose data nobody holds up says that it is not of one moment, if a file was
+    open in it; otherwise nothing is said."""
+    agent.apply(CLASS)
+    agent.apply(UNCOUNTED)
+    target = mounted(agent, "data")
+    take(agent, "quiet", "data")
+    with (target / "f").open("w") as file:
+        file.write("x")
+        file.flush()
+        take(agent, "busy", "data")
+        agent.apply(FILLED % ("clone", "64Mi", FROM_CLAIM % "data"))
+        mounted(agent, "clone")
+    told = agent.ok("events")
+    clones = [line for line in told.splitlines() if "CloneNotAtomic" in line]
+    snapshots = [line for line in told.splitlines() if "SnapshotNotAtomic" in line]
+
+    assert len(clones) == len(snapshots) == 1
+    assert "persistentvolumeclaim/clone" in clones[0]
+    assert "1 open files were being written directly" in clones[0]
+
+
 SCHEDULED = """
 apiVersion: storage.k8s.io/v1
 kind: StorageClass

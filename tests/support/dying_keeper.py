@@ -18,8 +18,8 @@ from fusevol.keeper.door import Answer, Request
 class DyingKeeper(process.Keeper):
     """See above."""
 
-    def __init__(self, directory: Path) -> None:
-        super().__init__(directory)
+    def __init__(self, directory: Path, *, merge: bool = False) -> None:
+        super().__init__(directory, merge=merge)
         self._directory = directory
         self._operations["start"] = self._start_and_die
 
