@@ -132,7 +132,6 @@ class KeeperLink:
             try:
                 found = await self._found()
                 if found is None and not self._starts:
-                    await trio.sleep(_ANOTHER)
                     raise UnavailableError(_NOBODY)
                 if found is None:
                     await trio.sleep(_PAUSES[min(short_lives, len(_PAUSES)) - 1] if short_lives else 0)
@@ -141,6 +140,7 @@ class KeeperLink:
             except (FusevolError, OSError) as e:
                 if not self._starts:  # whoever wants one waits a little for it
                     self._trouble = str(e)
+                    await trio.sleep(_ANOTHER)
                     continue
                 self._trouble = f"The keeper cannot be started: {e}"
                 if short_lives < 2:  # the first time, it may be one that an agent had started before it was killed

@@ -137,6 +137,9 @@ class Moves:
             try:
                 await self._carry_out(volume, move)
             except (FusevolError, OSError) as e:
+                now = self._store.find(key)
+                if now is not None and handle_of(now) == move.target:
+                    raise  # the copy is the volume already: the next try clears away
                 log.info("%s is not moved to %s: %s", move.source, move.target, e)
                 await self._clear(move.target, "not moved")
                 await self._over(volume)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any, assert_never
 
 from agent.controllers import matching, provisioning, snapshots
+from agent.controllers.moving import move_of
 from agent.controllers.view import (
     BACKEND_FINALIZER,
     Action,
@@ -36,7 +37,7 @@ from agent.store import Store, now
 from agent.volumes.attachments import mount_id
 from agent.volumes.mounter import Mounter
 from fusevol import objects, quantity
-from fusevol.errors import AlreadyExistsError, FusevolError, InvalidError, NotFoundError
+from fusevol.errors import AlreadyExistsError, FusevolError, InvalidError, NotFoundError, UnavailableError
 from fusevol.pool import Volume, VolumeRequest
 
 Obj = dict[str, Any]
@@ -262,8 +263,11 @@ class Effects:
 
     async def _expand(self, claim: Obj, volume: Obj) -> None:
         wanted = matching.requested(claim)
+        current = self._store.find(objects.key(volume))
         pool, made = provisioning.parse_handle(str(provisioning.handle_of(volume)))
         try:
+            if current is not None and move_of(current) is not None:
+                raise UnavailableError("The volume is being moved to another pool: it grows when that is done.")
             await self._mounter.set_limits(pool, made, mount_id(pool, made), wanted)
         except (FusevolError, OSError) as e:
             await self._events.warning(claim, "VolumeResizeFailed", str(e))

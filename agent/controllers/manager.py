@@ -247,6 +247,8 @@ class Controllers:
                 self.moves.add(key)
                 owner = _claim_name(obj)
                 self._wake(self.claims, Key("PersistentVolumeClaim", *owner))
+                if owner != _NOBODY:
+                    self._cut_from(Key("PersistentVolumeClaim", *owner))  # which wait until it is not moved any more
                 self._claims_of(_ANY if owner == _NOBODY else key.name)
                 self._pods_of(Key("PersistentVolumeClaim", *owner))
             case "StorageClass":

@@ -37,11 +37,15 @@ class Move(NamedTuple):
 
 
 def move_of(volume: Obj) -> Move | None:
-    """The move that *volume* is in."""
-    annotations = annotations_of(volume)
-    if MOVE_FROM in annotations and MOVE_TO in annotations:
-        return Move(annotations[MOVE_FROM], annotations[MOVE_TO])
-    return None
+    """The move that *volume* is in.
+
+    Annotations are anybody's to write, and what is moved away from is deleted in the end: so they mean a move only if
+    both are places of the volume that *volume* is, and different ones.
+    """
+    annotations, here = annotations_of(volume), handle_of(volume)
+    move = Move(annotations.get(MOVE_FROM, ""), annotations.get(MOVE_TO, ""))
+    ids = {place.partition("/")[2] for place in move}
+    return move if here in move and len(ids) == 1 and move.source != move.target else None
 
 
 def handles_of(volume: Obj) -> set[str]:

@@ -10,6 +10,7 @@ import datetime as dt
 from typing import Any
 
 from agent.config import DRIVER
+from agent.controllers.moving import move_of
 from agent.controllers.provisioning import handle_of
 from agent.controllers.view import (
     BIND_COMPLETED,
@@ -106,6 +107,11 @@ def _dynamic(snapshot: Obj, view: View) -> list[Action]:
     handle = handle_of(volume)
     if handle is None:
         message = f"the volume of PVC {claim_name} is not one of {DRIVER}: only what it makes has snapshots"
+        return _failed(snapshot, view, "SnapshotContentCreationFailed", message)
+    if move_of(volume) is not None:
+        message = (
+            f"the volume of PVC {claim_name} is being moved to another pool, the snapshot is taken when that is done"
+        )
         return _failed(snapshot, view, "SnapshotContentCreationFailed", message)
     found, problem = _class_of(snapshot, view)
     if found is None:

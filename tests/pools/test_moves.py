@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from pathlib import Path
@@ -19,6 +20,18 @@ from tests.support.polling import eventually
 from tests.support.processes import alive
 
 pytestmark = pytest.mark.root
+SNAPSHOT = """
+apiVersion: snapshot.storage.k8s.io/v1
+kind: VolumeSnapshotClass
+metadata: {name: std, annotations: {snapshot.storage.kubernetes.io/is-default-class: "true"}}
+driver: fusevol.io
+deletionPolicy: Delete
+---
+apiVersion: snapshot.storage.k8s.io/v1
+kind: VolumeSnapshot
+metadata: {name: s}
+spec: {source: {persistentVolumeClaimName: data}}
+"""
 
 
 def _furnish(root: Path) -> None:
@@ -186,12 +199,19 @@ def test_a_pod_waits_for_it(agent: Agent, fast: Path, workdir: Path) -> None:
         refused = agent.cli("mount", "data", str(workdir / "mnt"))
         twice = agent.ok("move", "data", "--to", "fast", "--no-wait")
         elsewhere = agent.cli("move", "data", "--to", "default")
+        agent.ok("resize", "data", "128Mi", "--no-wait")
+        agent.apply(SNAPSHOT)
+        eventually(lambda: "is being moved" in agent.ok("events", "--for", "pvc/data"), what="growing waits")
         api.make_pod(agent, "user", "data")
         eventually(lambda: "is being moved to pool fast" in agent.ok("events", "--for", "pod/user"), what="it is told")
     finally:
         os.kill(copier, 18)
     eventually(lambda: api.is_ready(agent, "user"), 20.0, what="the Pod has its volume")
     handle = _handle(agent, volume)
+    eventually(lambda: _limit(fast, volume) == 128 << 20, 20.0, what="it has grown where it is now")
+    eventually(lambda: (agent.get("volumesnapshot", "s").get("status") or {}).get("readyToUse"), 20.0, what="snapshot")
+    kept = os.listdir(fast / "snapshots")
+    agent.ok("delete", "volumesnapshot", "s")
     api.delete(agent, "pod", "user")
     api.delete(agent, "pvc", "data")
     eventually(lambda: api.everything(agent, "pv") == [], 20.0, what="the volume is gone")
@@ -202,7 +222,26 @@ def test_a_pod_waits_for_it(agent: Agent, fast: Path, workdir: Path) -> None:
     assert handle == f"fast/{volume}"
     assert not data.exists()
     assert not alive(copier)
+    assert len(kept) == 1
     eventually(lambda: os.listdir(fast / "volumes") == os.listdir(fast / "trash") == [], what="both pools are empty")
+
+
+def test_no_move_by_annotations_alone(agent: Agent, fast: Path) -> None:
+    """Who writes the notes of a move into a PersistentVolume has no other volume deleted, nor its own."""
+    one, other = api.bound_claim(agent, "one"), api.bound_claim(agent, "other")
+    here = f"default/{one}"
+    for source, target in ((f"default/{other}", here), (here, here), (f"fast/{one}", f"default/{other}")):
+        agent.ok("annotate", "pv", one, f"fusevol.io/move-from={source}", f"fusevol.io/move-to={target}", "--overwrite")
+    agent.ok("annotate", "pv", one, "fusevol.io/move-from-", "fusevol.io/move-to-")
+    agent.ok("resize", "one", "128Mi")  # whatever was to be done has been done
+
+    assert sorted(os.listdir(agent.pool / "volumes")) == sorted([one, other])
+    assert os.listdir(fast / "volumes") == os.listdir(agent.pool / "trash") == []
+
+
+def _limit(pool: Path, volume: str) -> int:
+    found: int = json.loads((pool / "volumes" / volume / "volume.json").read_text())["capacity_bytes"]
+    return found
 
 
 def _copier(pool: Path) -> int:
