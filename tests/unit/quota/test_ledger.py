@@ -109,11 +109,16 @@ def test_concurrent(tmp_path: Path) -> None:
     """16 threads that reserve and settle at random are never over the limit by a byte, and every byte adds up."""
     limit, inode_limit = 1 << 20, 500
     made = fresh(tmp_path, limit, inode_limit)
-    start = threading.Barrier(17)
-    stop = threading.Event()
+    start = threading.Barrier(16)
     held = [(0, 0)] * 16
     refused = [0] * 16
     worst = [0, 0]
+
+    def look() -> None:
+        """What the ledger has taken and promised right now, while the others go on."""
+        with made._lock:
+            worst[0] = max(worst[0], made._used_bytes + made._reserved_bytes)
+            worst[1] = max(worst[1], made._used_inodes + made._reserved_inodes)
 
     def work(index: int) -> None:
         chance = random.Random(index)
@@ -133,26 +138,17 @@ def test_concurrent(tmp_path: Path) -> None:
                 if refusal(made, asked, more) is not None:
                     refused[index] += 1
                     continue
+            look()
             cost = chance.randint(0, asked)
             made.settle(asked, more, cost, more)
             nbytes, inodes = nbytes + cost, inodes + more
         held[index] = nbytes, inodes
 
-    def watch() -> None:
-        start.wait()
-        while not stop.is_set():
-            with made._lock:
-                now = made._used_bytes + made._reserved_bytes, made._used_inodes + made._reserved_inodes
-            worst[:] = max(worst[0], now[0]), max(worst[1], now[1])
-
-    watcher = threading.Thread(target=watch)
     threads = [threading.Thread(target=work, args=(i,)) for i in range(16)]
-    for thread in [watcher, *threads]:
+    for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    stop.set()
-    watcher.join()
     assert sum(refused) > 100, "the limit was hardly reached"
     assert worst[0] > limit // 2
 
