@@ -334,7 +334,8 @@ def test_delete_frees_space(backend: Backend, made_pool: Pool, serve: Serve) -> 
     made_pool.purge(made_pool.delete_snapshot("s1"))
     os.sync()
 
-    assert eventually(lambda: abs(free - made_pool.capacity().available) < 4 * MIB, 20)
+    # not less than before; a cluster may still be giving back what an earlier test deleted, so it may be more
+    assert eventually(lambda: free - made_pool.capacity().available < 4 * MIB, 60)
     assert (made_pool.volumes(), made_pool.snapshots(), made_pool.trashed()) == ([], [], [])
     assert os.listdir(made_pool.path / "trash") == []
 
