@@ -13,7 +13,7 @@ import pytest
 
 from tests.support.guest import Disk, Guest
 from tests.support.polling import eventually
-from tests.support.powerloss import RECORD
+from tests.support.powerloss import DISKS, RECORD
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 LOSSES = int(os.environ.get("FUSEVOL_POWER_LOSSES", "3"))
@@ -30,7 +30,7 @@ def test_power_losses(workdir: Path) -> None:
     shared = workdir / "shared"
     shared.mkdir()
     disks = []
-    for name in ("a", "b"):
+    for name in DISKS:
         image = workdir / name
         with image.open("wb") as file:
             file.truncate(1 << 30)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -89,13 +90,19 @@ class Guest:
         sockets = self._sockets = Path(tempfile.mkdtemp(prefix="g"))
         try:
             for tag, path in (("root", Path("/")), ("out", self.directory)):
-                self._spawn(f"virtiofsd-{tag}", _virtiofsd(sockets / tag, path, cached=tag == "root"))
+                # bound and listening before anybody is started: qemu asks once, and may be the quicker one
+                with socket.socket(socket.AF_UNIX) as door:
+                    door.bind(str(sockets / tag))
+                    door.listen(1)
+                    self._spawn(
+                        f"virtiofsd-{tag}", _virtiofsd(door.fileno(), path, cached=tag == "root"), door.fileno()
+                    )
             self._spawn("qemu", self._qemu(sockets))
         except BaseException:
             self.power_loss()
             raise
 
-    def _spawn(self, name: str, command: list[str]) -> None:
+    def _spawn(self, name: str, command: list[str], *inherited: int) -> None:
         with (self.directory / f"{name}.log").open("wb") as log:
             self._processes.append(
                 subprocess.Popen(
@@ -103,6 +110,7 @@ class Guest:
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
+                    pass_fds=inherited,
                 )
             )
 
@@ -162,11 +170,11 @@ class Guest:
         return "".join(said)
 
 
-def _virtiofsd(socket: Path, path: Path, *, cached: bool) -> list[str]:
+def _virtiofsd(door: int, path: Path, *, cached: bool) -> list[str]:
     cache = "always" if cached else "none"
     options = ("sandbox=chroot", f"source={path}", f"cache={cache}", "log_level=warn")
     given = [word for option in options for word in ("-o", option)]
-    return [str(VIRTIOFSD), f"--socket-path={socket}", "--thread-pool-size=0", *given]
+    return [str(VIRTIOFSD), f"--fd={door}", "--thread-pool-size=0", *given]
 
 
 def _script(series: str, command: Sequence[str], environment: Mapping[str, str]) -> str:

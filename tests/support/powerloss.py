@@ -14,6 +14,7 @@ import dataclasses
 import json
 import os
 import random
+import string
 import subprocess
 import sys
 import threading
@@ -32,7 +33,14 @@ State = Literal["begun", "there", "going", "gone"]
 RECORD: Final = "record"
 _ROOT: Final = Path("/run/disks")
 _RUN: Final = Path("/run/fv/agent")
-_POOLS: Final = {"default": _ROOT / "a" / "pool", "plain": _ROOT / "b" / "pool"}
+DISKS: Final = {
+    "default": (["mkfs.xfs", "-q"], "prjquota"),
+    "plain": (["mkfs.ext4", "-q"], "defaults"),
+    "btrfs": (["mkfs.btrfs", "-q"], "defaults"),
+    "quota": (["mkfs.ext4", "-q", "-O", "quota,project"], "prjquota"),
+}
+"""A pool on each disk, in the order of the disks: how its filesystem is made and mounted."""
+_POOLS: Final = {name: _ROOT / name / "pool" for name in DISKS}
 _MIB: Final = 1 << 20
 _THREADS: Final = 3
 _CLAIMS: Final = 4
@@ -102,7 +110,7 @@ class Machine:
 
     def __init__(self) -> None:
         self.client = Client(_RUN / "agent.sock")
-        words = ["--state-dir", _ROOT / "a" / "state", "--run-dir", _RUN]
+        words = ["--state-dir", _ROOT / "default" / "state", "--run-dir", _RUN]
         words += [word for name, place in _POOLS.items() for word in ("--pool", f"{name}={place}")]
         environment = {**os.environ, "FUSEVOL_SOCKET": str(_RUN / "agent.sock"), "FUSEVOL_CONFIG": "/dev/null"}
         self._environment = environment
@@ -286,7 +294,7 @@ class Worker:
 
     def _create(self) -> None:
         name, size = self._name(), self._random.choice((8, 16, 24)) * _MIB
-        spec: Obj = {"accessModes": ["ReadWriteOnce"], "storageClassName": self._random.choice(("a", "b"))}
+        spec: Obj = {"accessModes": ["ReadWriteOnce"], "storageClassName": self._random.choice(list(DISKS))}
         files: list[str] = []
         perhaps: list[str] = []
         if self._snapshots and self._random.random() < 0.5:
@@ -345,7 +353,8 @@ class Worker:
         name, _ = self._one()
         volume = self._claim(name)["spec"]["volumeName"]
         found = self._machine.client.request("GET", f"/v1/persistentvolumes/{volume}")
-        pool = "plain" if found["spec"]["csi"]["volumeHandle"].startswith("default/") else "default"
+        here = found["spec"]["csi"]["volumeHandle"].partition("/")[0]
+        pool = self._random.choice([pool for pool in DISKS if pool != here])
         wanted = {"kind": "PersistentVolumeClaim", "namespace": "default", "name": name, "pool": pool}
         self._machine.client.request("POST", "/v1/moves", wanted)
 
@@ -386,12 +395,10 @@ class Worker:
 
 
 def _mount_disks() -> bool:
-    """The two disks, made when they are empty; whether they were."""
+    """The disks, made when they are empty; whether they were."""
     new = False
-    for disk, name, make, options in (
-        ("/dev/vda", "a", ["mkfs.xfs", "-q"], "prjquota"),
-        ("/dev/vdb", "b", ["mkfs.ext4", "-q"], "defaults"),
-    ):
+    for letter, (name, (make, options)) in zip(string.ascii_lowercase, DISKS.items(), strict=False):
+        disk = f"/dev/vd{letter}"
         if subprocess.run(["blkid", disk], check=False, stdout=subprocess.DEVNULL).returncode != 0:
             subprocess.run([*make, disk], check=True)
             new = True
@@ -410,7 +417,7 @@ def main() -> int:
     new = _mount_disks()
     record, machine = Record(given.shared / RECORD), Machine()
     if new:
-        machine.apply("---".join((_OBJECTS % ("a", "default"), _OBJECTS % ("b", "plain"), _SNAPSHOT_CLASS)))
+        machine.apply("---".join((*(_OBJECTS % (pool, pool) for pool in DISKS), _SNAPSHOT_CLASS)))
         os.sync()
     check(machine, record)
     print(f"checked: {len(record.claims)} claims, {len(record.snapshots)} snapshots", flush=True)
