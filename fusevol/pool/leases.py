@@ -61,6 +61,11 @@ class Leases:
             raise
         return epoch
 
+    def has(self, directory: Path, epoch: int) -> bool:
+        """Whether the lease on the volume in *directory* is the one of *epoch* still."""
+        state = Lease(directory).look()
+        return state.epoch == epoch and not state.free
+
     def release(self, directory: Path) -> None:
         """Give up the lease, and this holder's share of it, if it has them."""
         lease = Lease(directory)

@@ -20,7 +20,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple, Self
 
-from fusevol.errors import AlreadyExistsError, CorruptError, FusevolError, InvalidError, NotFoundError, UnavailableError
+from fusevol.errors import (
+    AlreadyExistsError,
+    ConflictError,
+    CorruptError,
+    FusevolError,
+    InvalidError,
+    NotFoundError,
+    UnavailableError,
+)
 from fusevol.files import sync_directory, temporary_name
 from fusevol.lease import Holder
 from fusevol.pool import copying, drivers, place, trash
@@ -409,13 +417,16 @@ class Pool:
         """
         with self._mutex, place.explained(self.path, f"deleting volume {volume}"):
             directory = self._volumes.directory(volume)
-            if self._leases is not None and directory.is_dir():
-                self._leases.take(directory)
+            epoch = self._leases.take(directory) if self._leases is not None and directory.is_dir() else None
             kept = trash.retention_of(directory, volume) if retention is None else retention
             entry = self._bin.throw_away(directory, reason, kept)
-            self._forget(volume)
-            if self._leases is not None and entry.path.is_dir():
+            if self._leases is not None and epoch is not None:
+                if not self._leases.has(entry.path, epoch):
+                    # this process was stopped on the way for longer than its lease: another node has the volume now
+                    self._bin.restore(entry, directory, self._promised)
+                    raise ConflictError(f"Volume {volume} was taken by another node meanwhile, and was not deleted.")
                 self._leases.release(entry.path)
+            self._forget(volume)
             return entry
 
     def trashed(self) -> list[TrashEntry]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import threading
@@ -11,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from agent.poolplace import Room
-from fusevol.errors import ForbiddenError, UnavailableError
+from fusevol.errors import ConflictError, ForbiddenError, UnavailableError
+from fusevol.lease import Holder, Lease
 from fusevol.pool import Pool, VolumeRequest
 from fusevol.pool.drivers import Limits
 from fusevol.pool.drivers.cephfs import CephFS
@@ -204,3 +206,28 @@ def test_room(pool: Pool) -> None:
 
     assert os.statvfs(pool.path).f_ffree < 0
     assert (found.inodes, found.available_inodes, found.used_inodes) == (0, 0, 0)
+
+
+def test_a_deletion_that_was_stopped_for_longer_than_its_lease(cephfs: Path) -> None:
+    """Another node has taken the volume between the lease and the rename: the deleter gives it back."""
+    place = cephfs / "pool"
+    taken: list[int] = []
+
+    def stopped(step: str) -> None:
+        if step == "trash: note written":
+            lease = Lease(place / "volumes" / "v1")
+            state = lease.take(lease.look(), Holder("two", "b" * 16, 30.0))  # as after the end of the deleter's
+            assert state is not None
+            taken.append(state.epoch)
+
+    one = Holder("one", "a" * 16, 30.0)
+    with contextlib.closing(Pool.open(place, "p", create=True, holder=one, step=stopped)) as pool:
+        volume = pool.provision(own("v1"))
+        (volume.data / "file").write_bytes(b"of the other node")
+        with pytest.raises(ConflictError, match="v1 was taken by another node meanwhile"):
+            pool.trash("v1")
+
+        assert (volume.data / "file").read_bytes() == b"of the other node"
+        assert (pool.trashed(), [v.id for v in pool.volumes()]) == ([], ["v1"])
+        assert Lease(place / "volumes" / "v1").renew(taken[0]).epoch == taken[0]
+        assert sorted(os.listdir(place / "volumes" / "v1")) == ["data", "lease", "volume.json"]
