@@ -14,28 +14,19 @@ leave_out() { # NAME, REASON
 
 missing_packages() {
   local package
-  for package in g++ git postgresql xz-utils; do
+  for package in g++ git xz-utils; do
     [ "$(dpkg-query -W -f='${db:Status-Status}' "$package" 2>/dev/null)" = installed ] || echo "$package"
   done
 }
 
-# A cluster of its own that runs as a service is nothing that a benchmark should leave behind.
-without_a_cluster() {
-  local conf=/etc/postgresql-common/createcluster.d/fusevol-bench.conf
-  mkdir -p "${conf%/*}"
-  echo 'create_main_cluster = false' >"$conf"
-  "$@" || { rm -f "$conf"; return 1; }
-  rm -f "$conf"
-}
-
 install_packages() {
   export DEBIAN_FRONTEND=noninteractive
-  apt-get update -qq && without_a_cluster apt-get install -y -qq --no-install-recommends \
+  apt-get update -qq && apt-get install -y -qq --no-install-recommends \
     -o Dpkg::Options::=--force-confold "$@" >/dev/null
 }
 
 if ! command -v apt-get >/dev/null; then
-  echo "bench-tools: this is not Debian: PostgreSQL is used if it is where Debian has it" >&2
+  echo "bench-tools: this is not Debian: git and a C++ compiler are used if they are there" >&2
 else
   mapfile -t missing < <(missing_packages)
   if [ ${#missing[@]} -gt 0 ]; then

@@ -11,6 +11,20 @@ fail() {
   exit 1
 }
 
+# Debian packages. Conffiles that an administrator changed stay as they are, and PostgreSQL gets no cluster that would run
+# as a service from then on.
+install() {
+  local conf=/etc/postgresql-common/createcluster.d/fusevol-setup.conf failed=0
+  echo "setup: installing $*"
+  export DEBIAN_FRONTEND=noninteractive
+  mkdir -p "${conf%/*}"
+  echo 'create_main_cluster = false' >"$conf"
+  { apt-get update -qq &&
+    apt-get install -y -qq --no-install-recommends -o Dpkg::Options::=--force-confold "$@" >/dev/null; } || failed=1
+  rm -f "$conf"
+  return $failed
+}
+
 # An interpreter that can make a virtual environment and compile an extension; Debian's own otherwise.
 usable() {
   "$1" -c '
@@ -29,6 +43,7 @@ packages=(
   buildah debootstrap                                   # the image, on a base made here
   qemu-system-x86                                       # guests with other kernels (tests/guest)
   bindfs fio stress-ng                                  # the other subject of the benchmarks; load
+  postgresql                                            # a database on a volume
 )
 optional=(ceph-mon ceph-mgr ceph-osd ceph-mds ceph-fuse) # a cluster for the tests of CephFS, which are skipped without
 python=${PYTHON:-python3}
@@ -50,21 +65,14 @@ if command -v dpkg-query >/dev/null; then
 fi
 if [ ${#missing[@]} -gt 0 ]; then
   [ "$(id -u)" = 0 ] || fail "these Debian packages are missing: ${missing[*]}; install them, or run this as root."
-  echo "setup: installing ${missing[*]}"
-  export DEBIAN_FRONTEND=noninteractive
-  apt-get update -qq
-  # conffiles that an administrator changed stay as they are
-  apt-get install -y -qq --no-install-recommends -o Dpkg::Options::=--force-confold "${missing[@]}" >/dev/null
+  install "${missing[@]}"
 elif ! command -v dpkg-query >/dev/null; then
   for tool in gcc pkg-config fusermount3 getfattr setfacl mkfs.xfs mkfs.btrfs podman bindfs fio stress-ng busybox qemu-system-x86_64; do
-    command -v "$tool" >/dev/null || fail "this is not Debian, so install these by hand and run it again: gcc, pkg-config, libfuse3's headers, fuse3, acl, attr, xfsprogs, btrfs-progs, podman, runc, a static busybox, bindfs, fio, stress-ng, qemu ($tool was not found)."
+    command -v "$tool" >/dev/null || fail "this is not Debian, so install these by hand and run it again: gcc, pkg-config, libfuse3's headers, fuse3, acl, attr, xfsprogs, btrfs-progs, podman, runc, a static busybox, bindfs, fio, stress-ng, PostgreSQL, qemu ($tool was not found)."
   done
 fi
 if [ ${#wanted[@]} -gt 0 ] && [ "$(id -u)" = 0 ]; then
-  echo "setup: installing ${wanted[*]}"
-  export DEBIAN_FRONTEND=noninteractive
-  apt-get update -qq
-  apt-get install -y -qq --no-install-recommends -o Dpkg::Options::=--force-confold "${wanted[@]}" >/dev/null ||
+  install "${wanted[@]}" ||
     echo "setup: ${wanted[*]} cannot be installed, so the tests of CephFS will be skipped" >&2
 fi
 usable "$python" || fail "no Python 3.11 or later with venv and its header files was found: set PYTHON to one."

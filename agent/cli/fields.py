@@ -16,7 +16,7 @@ parameters {}string for fusevol: pool, mode, inodes, quota
 reclaimPolicy string what happens to a volume whose claim is deleted: Delete (default) or Retain
 volumeBindingMode string when a claim gets its volume: Immediate (default) or WaitForFirstConsumer, with its first Pod
 allowVolumeExpansion boolean whether claims may ask for more later
-mountOptions []string given to each volume that is made: ro, cache=..., transport=...
+mountOptions []string given to each volume that is made: ro, cache=..., transport=..., passthrough=...
 allowedTopologies []TopologyTerm on which nodes volumes may be made; kept, not used on one machine
 
 TopologyTerm: a set of nodes
@@ -39,7 +39,7 @@ accessModes []string! ReadWriteOnce, ReadOnlyMany, ReadWriteMany, or ReadWriteOn
 persistentVolumeReclaimPolicy string when its claim is gone: Retain (default), Delete or Recycle
 storageClassName string only claims of this class get it; empty: only claims without a class
 volumeMode string Filesystem (default); Block is kept, and cannot be mounted
-mountOptions []string ro, cache=exclusive|shared|none, transport=auto|kernel|pyfuse3
+mountOptions []string ro, cache=exclusive|shared|none, transport=auto|kernel|pyfuse3, passthrough=auto|off
 claimRef ClaimReference the claim that has it, or for which it is reserved
 nodeAffinity NodeAffinity on which nodes it can be reached; a local source needs it
 volumeAttributesClassName string must be the claim's

@@ -133,6 +133,7 @@ class Capability(NamedTuple):
     read_only: bool
     cache: CacheMode
     transport: TransportChoice | None
+    passthrough: bool
 
     def terms(self, handle: str, role: str) -> str:
         """What an attachment remembers of it, to tell a repeated call from another one."""
@@ -187,6 +188,7 @@ def capability(given: pb.VolumeCapability, *, present: bool = True, unsupported:
         read_only=options.read_only or mode in READERS,
         cache=options.cache,
         transport=options.transport,
+        passthrough=options.passthrough,
     )
 
 

@@ -260,6 +260,7 @@ class Node:
             cache=how.cache,
             alone=how.mode in fields.ONE_NODE and not terms,
             transport=how.transport,
+            passthrough=how.passthrough,
             user=target,
             owned=bool(terms),
             csi=terms or how.terms(str(handle), role),

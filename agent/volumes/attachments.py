@@ -48,6 +48,8 @@ class Attachment:
     cache: CacheMode = "exclusive"
     transport: TransportChoice | None = None
     """Its own; None: the agent's."""
+    passthrough: bool = True
+    """Whether file data may go past the server, where it can."""
     namespace: str = ""
     claim: str = ""
     claim_uid: str = ""

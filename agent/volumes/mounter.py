@@ -398,6 +398,7 @@ class Mounter:
             stuck_after_s=self._patience.report,
             abort_after_s=self._patience.abort,
             transport=row.transport or self._transport,
+            passthrough=row.passthrough,
             io_uring=self._io_uring,
             labels={k: v for k, v in labels.items() if v},
         )

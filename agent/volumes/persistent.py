@@ -24,6 +24,7 @@ _TRANSPORT: dict[str, TransportChoice] = {
     "transport=kernel": "kernel",
     "transport=pyfuse3": "pyfuse3",
 }
+_PASSTHROUGH = {"passthrough=auto": True, "passthrough=off": False}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,8 @@ class Source:
     """Whether one node at a time may have it."""
     transport: TransportChoice | None = None
     """None: as the agent is configured."""
+    passthrough: bool = True
+    """Whether file data may go past the server, where it can."""
     managed: bool = True
     """Whether it may be given to a Pod's group: never a hostPath (6.3)."""
 
@@ -118,8 +121,10 @@ def mount_options(given: Iterable[str], whose: str, cache: CacheMode = "exclusiv
             found = replace(found, cache=_CACHE[option])
         elif option in _TRANSPORT:
             found = replace(found, transport=_TRANSPORT[option])
+        elif option in _PASSTHROUGH:
+            found = replace(found, passthrough=_PASSTHROUGH[option])
         elif option not in _IGNORED:
-            known = ", ".join([*sorted(_CACHE), *sorted(_TRANSPORT)])
+            known = ", ".join([*sorted(_CACHE), *sorted(_TRANSPORT), *sorted(_PASSTHROUGH)])
             raise InvalidError(
                 f'{whose} has the mount option "{option}", which is not known: '
                 f"known are ro, {known} and {', '.join(sorted(_IGNORED))}."

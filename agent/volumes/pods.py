@@ -183,6 +183,7 @@ def attachment(
         cache=behind.cache,
         alone=behind.alone,
         transport=behind.transport,
+        passthrough=behind.passthrough,
         namespace=str(claim["metadata"].get("namespace") or "default"),
         claim=str(claim["metadata"]["name"]),
         claim_uid=str(claim["metadata"]["uid"]),

@@ -56,6 +56,8 @@ class MountSpec:
     """How many inodes keep a descriptor open (size of the LRU)."""
     transport: TransportChoice = "auto"
     """How requests reach the server (``fusevol.server.transports``)."""
+    passthrough: bool = True
+    """Whether file data goes past the server where the kernel can do that and no ledger has to see it."""
     io_uring: bool = True
     """Whether requests may come over io_uring where the kernel offers that (transport ``kernel``)."""
     spin_us: int = 50

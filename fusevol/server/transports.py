@@ -87,6 +87,15 @@ def mounted(spec: MountSpec, fs: FileSystem, memory: SessionMemory | None, held:
     return _pyfuse3(spec, fs, hangs, allow_other=allow_other, devices=spec.devices and privileged)
 
 
+def _no_passthrough(spec: MountSpec) -> str:
+    if spec.quota == "ledger":
+        return "the ledger counts what files take"
+    if spec.lease is not None and spec.lease_share is None:
+        # it would go on after this process has ended at the end of its lease
+        return "one node at a time may write"
+    return "" if spec.passthrough else "passthrough=off was asked for"
+
+
 def _kernel(
     spec: MountSpec, fs: FileSystem, memory: SessionMemory | None, held: Held | None, hangs: Hangs, *, allow_other: bool
 ) -> Session:
@@ -95,8 +104,7 @@ def _kernel(
     options = kernel.Options(
         mountpoint=spec.mountpoint,
         fsname=spec.fsname,
-        # what goes by passthrough goes on after this process has ended, and would after the end of the lease
-        passthrough=spec.quota != "ledger" and (spec.lease is None or spec.lease_share is not None),
+        no_passthrough=_no_passthrough(spec),
         read_only=spec.read_only,
         allow_other=allow_other,
         devices=spec.devices,

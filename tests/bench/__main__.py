@@ -22,10 +22,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.bench import caches, data, names, plan, postgres, programs, promises, report, subjects
+from tests.bench import caches, data, names, plan, programs, promises, report, subjects
 from tests.bench.kinds import Group
 from tests.bench.programs import Material
 from tests.bench.subjects import Entry, LeftOutError, Place, Subject
+from tests.support import postgres
 
 Found = dict[tuple[str, str], list[float]]
 

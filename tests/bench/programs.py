@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Final
 
 from tests.bench.plan import Plan
-from tests.bench.postgres import Postgres
 from tests.bench.subjects import Subject
+from tests.support.postgres import Postgres
 
 _UNWANTED: Final = {"__pycache__", "site-packages", "dist-packages"}
 _GIT: Final = {

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import random
-import sqlite3
-import threading
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import LoopFs
-from tests.pools.backends import on_tmpfs
 from tests.support import api
 from tests.support.agent import Agent
 from tests.support.polling import eventually
@@ -40,18 +34,6 @@ spec:
   accessModes: [ReadWriteOnce]
   resources: {requests: {storage: %s}}
   dataSource: %s
-"""
-HOME = """
-apiVersion: storage.k8s.io/v1
-kind: StorageClass
-metadata: {name: home, annotations: {storageclass.kubernetes.io/is-default-class: "true"}}
-provisioner: fusevol.io/fusevol
-parameters: {pool: home}
----
-apiVersion: v1
-kind: PersistentVolumeClaim
-metadata: {name: data}
-spec: {accessModes: [ReadWriteOnce], resources: {requests: {storage: 64Mi}}}
 """
 FROM_SNAPSHOT = "{apiGroup: snapshot.storage.k8s.io, kind: VolumeSnapshot, name: %s}"
 FROM_CLAIM = "{kind: PersistentVolumeClaim, name: %s}"
@@ -125,89 +107,13 @@ def test_what_cannot_be_filled_waits_and_says_why(agent: Agent) -> None:
     assert not api.is_bound(agent, "small")
 
 
-ROWS = 4000
-
-
-class Bank:
-    """A program that moves money between the rows of a database: the sum is always the same, in every page."""
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
-        self.transactions = 0
-        self._stop = threading.Event()
-        with contextlib.closing(sqlite3.connect(file)) as database, database:
-            database.execute("CREATE TABLE t (n INTEGER PRIMARY KEY, money INTEGER, fill BLOB)")
-            database.executemany("INSERT INTO t VALUES (?, 100, randomblob(2000))", ((n,) for n in range(ROWS)))
-        self._thread = threading.Thread(target=self._work)
-        self._thread.start()
-
-    def _work(self) -> None:
-        numbers = random.Random(7)
-        with contextlib.closing(sqlite3.connect(self.file)) as database:
-            while not self._stop.is_set():
-                with database:
-                    for _ in range(20):
-                        a, b = numbers.randrange(ROWS), numbers.randrange(ROWS)
-                        database.execute("UPDATE t SET money = money - 1, fill = randomblob(2000) WHERE n = ?", (a,))
-                        database.execute("UPDATE t SET money = money + 1, fill = randomblob(2000) WHERE n = ?", (b,))
-                self.transactions += 1
-
-    def end(self) -> None:
-        """Stop working."""
-        self._stop.set()
-        self._thread.join(60)
-
-
-def whole(file: Path) -> bool:
-    """Whether a database passes its own check, and no money is missing."""
-    with contextlib.closing(sqlite3.connect(file)) as database:
-        sound = database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-        return sound and database.execute("SELECT sum(money), count(*) FROM t").fetchone() == (100 * ROWS, ROWS)
-
-
-@pytest.fixture(params=["ext4", "xfs", "btrfs", "cephfs", "tmpfs"])
-def home(request: pytest.FixtureRequest, workdir: Path) -> Path:
-    """An empty directory for a pool, on each kind of filesystem that has another way to a snapshot."""
-    if request.param == "cephfs":
-        found: Path = request.getfixturevalue("cephfs")
-        return found
-    if request.param == "tmpfs":
-        return on_tmpfs(lambda *_: workdir, workdir) / "pool"
-    make: LoopFs = request.getfixturevalue("loop_fs")
-    return make(request.param) / "pool"
-
-
-def test_a_database_under_load(home: Path, agent: Agent) -> None:
-    """A snapshot, and a clone, that are made while a program writes are one moment: the database in them is whole."""
-    agent.ok("pool", "create", "home", "--path", str(home))
-    agent.ok("delete", "sc", "fusevol")  # of two default classes the newer counts, by whole seconds
-    agent.apply(CLASS)
-    agent.apply(HOME)
-    bank = Bank(mounted(agent, "data") / "db")
-    try:
-        for name in ("one", "two"):
-            seen = bank.transactions
-            eventually(lambda: bank.transactions > seen + 5, 60.0, what="it works")  # noqa: B023 - called at once
-            take(agent, name, "data")
-            agent.apply(FILLED % (f"from-{name}", "64Mi", FROM_SNAPSHOT % name))
-            agent.apply(FILLED % (f"of-{name}", "64Mi", FROM_CLAIM % "data"))
-            assert whole(mounted(agent, f"from-{name}") / "db")
-            assert whole(mounted(agent, f"of-{name}") / "db")
-        seen = bank.transactions
-        eventually(lambda: bank.transactions > seen, 60.0, what="it works on")
-    finally:
-        bank.end()
-
-    assert whole(bank.file)
-    assert len(os.listdir(home / "volumes")) == 5
-
-
 UNCOUNTED = """
 apiVersion: storage.k8s.io/v1
 kind: StorageClass
 metadata: {name: uncounted}
 provisioner: fusevol.io/fusevol
 parameters: {quota: "none"}
+mountOptions: [%s]
 ---
 apiVersion: v1
 kind: PersistentVolumeClaim
@@ -220,7 +126,7 @@ def test_what_is_written_past_the_server_is_told(agent: Agent) -> None:
     """A snapshot or a clone of a volume whose data nobody holds up says that it is not of one moment, if a file was
     open in it; otherwise nothing is said."""
     agent.apply(CLASS)
-    agent.apply(UNCOUNTED)
+    agent.apply(UNCOUNTED % "")
     target = mounted(agent, "data")
     take(agent, "quiet", "data")
     with (target / "f").open("w") as file:
@@ -236,6 +142,20 @@ def test_what_is_written_past_the_server_is_told(agent: Agent) -> None:
     assert len(clones) == len(snapshots) == 1
     assert "persistentvolumeclaim/clone" in clones[0]
     assert "1 open files were being written directly" in clones[0]
+
+
+def test_nothing_is_written_past_the_server_where_that_is_not_wanted(agent: Agent) -> None:
+    """The mount option says so to whoever asks, and a snapshot has nothing to warn of."""
+    agent.apply(CLASS)
+    agent.apply(UNCOUNTED % "passthrough=off")
+    target = mounted(agent, "data")
+    with (target / "f").open("w") as file:
+        file.write("x")
+        file.flush()
+        take(agent, "busy", "data")
+
+    assert "by the server (passthrough=off was asked for)" in agent.ok("describe", "pvc", "data")
+    assert "NotAtomic" not in agent.ok("events", "-A")
 
 
 SCHEDULED = """

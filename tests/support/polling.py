@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from typing import TypeVar
 
+from tests.support.guest import INSIDE
+
 T = TypeVar("T")
+_PATIENCE = 5.0 if INSIDE in os.environ else 1.0
+"""A guest's processors are emulated."""
 
 
 def eventually(condition: Callable[[], T], timeout: float = 10.0, *, what: str = "", interval: float = 0.01) -> T:
-    """The first true value of *condition*; ``AssertionError`` naming *what* when *timeout* seconds pass without one.
+    """The first true value of *condition*; ``AssertionError`` naming *what* when *timeout* seconds pass without
+    one; in a guest, five times as many.
 
     An ``AssertionError`` or ``OSError`` of the condition counts as "not yet", and is the cause of the failure.
     """
+    timeout *= _PATIENCE
     end = time.monotonic() + timeout
     while True:
         cause: Exception | None = None

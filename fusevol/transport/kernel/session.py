@@ -63,8 +63,8 @@ class Options(NamedTuple):
 
     mountpoint: str
     fsname: str
-    passthrough: bool
-    """Whether the kernel may read and write backing files itself, past any quota of ours."""
+    no_passthrough: str = ""
+    """Why file data may not go past the server; empty: it shall, where the kernel can do that."""
     read_only: bool = False
     allow_other: bool = True
     devices: bool = False
@@ -227,9 +227,7 @@ class Session:
         if not agreed.has("over-io-uring"):
             found["io_uring"] = (lever.why_not if lever else "") or "it was not agreed on when this was mounted"
         if not agreed.has("passthrough"):
-            found["passthrough"] = (
-                "this kernel has none (Linux 6.9 has)" if options.passthrough else "the ledger counts what files take"
-            )
+            found["passthrough"] = options.no_passthrough or "this kernel has none (Linux 6.9 has)"
         if not self._fs.survives:
             found["takeover"] = (
                 "nobody holds on to the connection" if self._memory is None else "the files cannot be opened by handle"
@@ -255,7 +253,7 @@ class Session:
         with uring.Lever(wanted=options.io_uring) as lever:
             refused = set(options.unwanted)
             refused |= {"auto-inval-data"} if fs.cache.keep_pages else {"explicit-inval-data", "cache-symlinks"}
-            refused |= set() if options.passthrough else {"passthrough"}
+            refused |= {"passthrough"} if options.no_passthrough else set()
             refused |= {"over-io-uring"} if lever.why_not else set()
             refused |= set() if options.abort_after is not None else {"request-timeout"}
             wishes = Wishes(
@@ -264,7 +262,7 @@ class Session:
                 allow_other=options.allow_other,
                 devices=options.devices,
                 unwanted=frozenset(refused),
-                max_write=_DATA_PASSED_BY if options.passthrough else _DATA_THROUGH_SERVER,
+                max_write=_DATA_THROUGH_SERVER if options.no_passthrough else _DATA_PASSED_BY,
                 stack_depth=2 if fs.backing_type == "overlay" else 1,
                 request_timeout=_request_timeout(options.abort_after),
             )

@@ -143,7 +143,11 @@ def changed(obj: Obj, **fields: Any) -> Obj:
         (CLAIM, changed(VOLUME, spec={"csi": {"driver": "x", "volumeHandle": "y"}}), "CSI driver x"),
         (CLAIM, changed(VOLUME, spec={"csi": None, "cephfs": {"monitors": []}}), "the source cephfs"),
         (CLAIM, changed(VOLUME, spec={"mountOptions": ["nfsvers=4"]}), 'mount option "nfsvers=4"'),
-        (CLAIM, changed(VOLUME, spec={"mountOptions": ["transport=fast"]}), "transport=kernel, transport=pyfuse3 and"),
+        (
+            CLAIM,
+            changed(VOLUME, spec={"mountOptions": ["transport=fast"]}),
+            "transport=kernel, transport=pyfuse3, passthrough=auto, passthrough=off and",
+        ),
     ],
 )
 def test_the_gate_for_claims(claim: Obj | None, volume: Obj | None, message: str) -> None:
@@ -160,6 +164,7 @@ def test_the_gate_for_claims(claim: Obj | None, volume: Obj | None, message: str
         ({}, persistent.Source("default", "v", alone=True)),
         ({"mountOptions": ["ro", "debug"]}, persistent.Source("default", "v", alone=True, read_only=True)),
         ({"accessModes": ["ReadWriteMany"]}, persistent.Source("default", "v", cache="shared")),
+        ({"mountOptions": ["passthrough=off"]}, persistent.Source("default", "v", alone=True, passthrough=False)),
         ({"mountOptions": ["cache=none"]}, persistent.Source("default", "v", alone=True, cache="none")),
         ({"mountOptions": ["transport=pyfuse3"]}, persistent.Source("default", "v", alone=True, transport="pyfuse3")),
         (
