@@ -268,7 +268,9 @@ class Node:
         )
 
     def _check_taken(self, wanted: Attachment) -> None:
-        """Raise ALREADY_EXISTS if the target shows something else, or the same in another way."""
+        """Raise INVALID_ARGUMENT where nothing may be mounted, and ALREADY_EXISTS if the target shows something else or
+        in another way."""
+        self._mounter.check_target(wanted.target)
         known = self._mounter.attachments.find(wanted.target)
         if known is not None and not known.same(wanted):
             raise Refused(

@@ -54,6 +54,7 @@ class ByHand:
         claim = _text(request, "claim", required=True)
         namespace = _text(request, "namespace") or "default"
         target = await self._target(request)
+        self._mounter.check_target(target)
         user = _text(request, "pod") or f"target {target}"
         read_only = _flag(request, "readOnly")
         known = self._mounter.attachments.find(target)
@@ -72,6 +73,7 @@ class ByHand:
         if not isinstance(options, dict):
             raise UsageError("options must be a mapping.")
         target = await self._target(request)
+        self._mounter.check_target(target)
         if kind == "hostPath":
             return describe(await self._host_path(target, options))
         if kind == "emptyDir":

@@ -25,7 +25,7 @@ from agent.patience import Patience
 from agent.pools import Pools
 from agent.steps import Step, no_step
 from agent.supervisor import Supervisor
-from agent.volumes import memory, places
+from agent.volumes import memory, places, targets
 from agent.volumes.attachments import Attachment, Attachments, boot_id, mount_id
 from agent.volumes.still import Still
 from fusevol.errors import ConflictError, FusevolError, NotFoundError, UnavailableError
@@ -71,6 +71,8 @@ class Mounter:
         self._patience = patience
         self._directory = directory
         self._servers = servers
+        self._own = tuple(Path(os.path.realpath(path.parent)) for path in (directory, servers))
+        """The agent's directories of state and of runtime files."""
         self._attachments = attachments
         self._pools = pools
         self._supervisor = supervisor
@@ -86,6 +88,11 @@ class Mounter:
 
     def __repr__(self) -> str:
         return f"<Mounter {self._directory} attachments={len(list(self._attachments))}>"
+
+    def check_target(self, target: str) -> None:
+        """Raise :class:`InvalidError` where nobody from outside may have a volume mounted (``targets``)."""
+        pools = (self._pools.path(name) for name in self._pools.names)
+        targets.check(target, (*self._own, *pools))
 
     @property
     def attachments(self) -> Attachments:
