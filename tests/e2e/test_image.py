@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from agent.volumes.environment import expand
 from fusevol.transport import mount
 from tests.support.csi import Plugin, capability
 from tests.support.podman import Podman
@@ -65,9 +66,10 @@ class Node:
         environment = [
             w for e in container.get("env", []) if "value" in e for w in ("--env", f"{e['name']}={e['value']}")
         ]
+        command = [expand(word, {}) for word in container["command"]]
         self._podman.run(
             "run", "--detach", "--name", name, "--pid", "host", "--network", "host", "--privileged", *environment,
-            "--entrypoint", container["command"][0], *words, self._image, *container["command"][1:],
+            "--entrypoint", command[0], *words, self._image, *command[1:],
         )  # fmt: skip
 
     def _volume(self, wanted: dict[str, Any], volume: dict[str, Any]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 from pathlib import Path
@@ -11,9 +12,11 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from agent import flexvolume
 from agent.address import Address
 from agent.config import DRIVER
 from agent.csi.settings import Settings
+from agent.volumes.environment import expand
 from fusevol import objects
 
 ROOT = Path(__file__).parents[2] / "manifests"
@@ -200,12 +203,47 @@ def test_systemd_takes_the_unit() -> None:
     assert said == []
 
 
+def driver(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """The call-out script of the config map, as a kubelet calls it; *directory* takes the place of ``/run/fusevol``."""
+    text = documents(ROOT / "configmap.yaml")[0]["data"]["flexvolume-driver.sh"]
+    script = directory / "driver"
+    script.write_text(text.replace("/run/fusevol/", f"{directory}/"), encoding="utf-8")
+    return subprocess.run(["sh", str(script), *arguments], capture_output=True, text=True, check=True)
+
+
 def test_the_flexvolume_driver_answers_one_json_line_without_an_agent(tmp_path: Path) -> None:
     """The call-out script of the config map is valid shell and answers Failure, exit code 0, when no agent runs."""
-    text = documents(ROOT / "configmap.yaml")[0]["data"]["flexvolume-driver.sh"]
-    script = tmp_path / "driver"
-    script.write_text(text.replace("/run/fusevol/", f"{tmp_path}/"), encoding="utf-8")
-    answer = subprocess.run(["sh", str(script), "init"], capture_output=True, text=True, check=True)
+    answer = driver(tmp_path, "mount", "/mnt", "{}")
 
     assert yaml.safe_load(answer.stdout)["status"] == "Failure"
     assert answer.stderr == ""
+
+
+def test_the_flexvolume_driver_is_found_before_the_agent_runs(tmp_path: Path) -> None:
+    """A kubelet that starts calls ``init`` once, and drops a driver that fails then; the answer is the agent's own."""
+    answer = driver(tmp_path, "init")
+
+    assert json.loads(answer.stdout) == flexvolume.call(["init"])
+    assert answer.stderr == ""
+
+
+@pytest.mark.parametrize("name", ["daemonset.yaml", "keeper.yaml"])
+def test_commands_arrive_as_they_are_written(name: str) -> None:
+    """Kubernetes replaces ``$(NAME)`` and ``$$`` in a command; the shell is to see its own."""
+    (found,) = documents(ROOT / name)
+    pod = found["spec"]["template"]["spec"]
+    words = [w for c in (*pod.get("initContainers", []), *pod["containers"]) for w in c.get("command", [])]
+
+    assert words
+    assert [expand(w, {}) for w in words] == words
+
+
+def test_the_flexvolume_driver_finds_the_agent(tmp_path: Path) -> None:
+    """What the agent's container writes down before it becomes the agent is its own process id."""
+    (found,) = documents(ROOT / "daemonset.yaml")
+    shell, option, script = found["spec"]["template"]["spec"]["containers"][0]["command"]
+    before, _, _ = expand(script, {}).partition("exec ")
+    run = subprocess.Popen([shell, option, before.replace("/run/fusevol/", f"{tmp_path}/")])
+
+    assert run.wait(10) == 0
+    assert (tmp_path / "agent.pid").read_text() == f"{run.pid}\n"
