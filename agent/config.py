@@ -6,7 +6,7 @@ import os
 import re
 import socket
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal, Self, cast, get_args
 
@@ -34,8 +34,8 @@ DRIVER = "fusevol.io"
 _POOL_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _LEVELS = ("debug", "info", "warning", "error")
 _KEYS = {
-    "stateDir", "runDir", "socket", "pools", "provisioners", "logLevel", "logFormat", "nodeName", "hangs", "transport",
-    "ioUring", "csi", "plugin", "metrics", "leaseDuration", "keeper", "mergeMemory",
+    "stateDir", "runDir", "socket", "pools", "provisioners", "logLevel", "logFormat", "nodeName", "nodeLabels", "hangs",
+    "transport", "ioUring", "csi", "plugin", "metrics", "leaseDuration", "keeper", "mergeMemory",
 }  # fmt: skip
 _LEAST_LEASE: Final = 2.0
 """Seconds: a lease must live through a storage that hesitates."""
@@ -72,6 +72,8 @@ class Config:
     log_level: str = "info"
     log_format: Format = "text"
     node_name: str = "localhost"
+    node_labels: Mapping[str, str] = field(default_factory=dict)
+    """More labels of the node, which a volume's node affinity may name."""
     lease_s: float = 30.0
     """Seconds for which a lease on a volume of a shared pool holds without being renewed."""
     patience: Patience = DEFAULT
@@ -131,6 +133,7 @@ class Config:
                 or text.get("nodeName")
                 or socket.gethostname().lower()
             ),
+            node_labels=_labels(text.get("nodeLabels")),
             merge_memory=_word(_switch(text.get("mergeMemory") or "off"), "setting of mergeMemory", ("on", "off"))
             == "on",
             keeper=cast("KeeperOf", _word(text.get("keeper") or "agent", "setting of keeper", get_args(KeeperOf))),
@@ -192,6 +195,14 @@ def _lease(value: object) -> float:
 
 def _path(value: object) -> Path | None:
     return Path(str(value)).absolute() if value else None
+
+
+def _labels(value: object) -> dict[str, str]:
+    if value is None:
+        return {}
+    if not isinstance(value, dict) or not all(isinstance(w, str) for pair in value.items() for w in pair):
+        raise UsageError("In the configuration, nodeLabels must be a mapping of labels to texts.")
+    return value
 
 
 def _strings(text: Mapping[str, Any], key: str) -> list[str]:

@@ -160,6 +160,7 @@ async def _run(
         patience=config.patience,
         step=step,
     )
+    node = Node.here(config.node_name, config.state_dir, config.node_labels)
     pod_controller = PodController(
         store=store,
         events=events,
@@ -167,7 +168,7 @@ async def _run(
         mounter=mounter,
         hazards=hazards,
         root=config.state_dir / "pods",
-        node=Node.here(config.node_name, config.state_dir),
+        node=node,
         step=step,
     )
     shares = Shares(store=store, pools=pools, directory=config.run_dir / "ceph")
@@ -190,11 +191,11 @@ async def _run(
         effects=effects,
         moves=moves,
         provisioners=config.provisioners,
-        node=config.node_name,
+        node=node,
         heal=heal,
     )
     recoveries.follow(controllers.hurry)
-    by_hand = ByHand(store=store, events=events, pools=pools, mounter=mounter, hazards=hazards, node=config.node_name)
+    by_hand = ByHand(store=store, events=events, pools=pools, mounter=mounter, hazards=hazards, node=node)
     salvage = Salvage(store=store, pools=pools, shares=shares, mounter=mounter, provisioner=config.provisioners[0])
     requests = Requests()
     metrics = Metrics(pools=pools, mounter=mounter, supervisor=supervisor, requests=requests, queues=controllers.queues)

@@ -149,13 +149,12 @@ def _unbound(claim: Obj, view: View) -> list[Action]:
         new["spec"]["storageClassName"] = default
         return [Put(new)]
     storage_class = view.classes.get(name or "")
-    delayed = (
-        storage_class is not None
-        and storage_class.get("volumeBindingMode") == "WaitForFirstConsumer"
-        and SELECTED_NODE not in annotations_of(claim)
-    )
+    scheduled = storage_class is not None and storage_class.get("volumeBindingMode") == "WaitForFirstConsumer"
+    delayed = scheduled and SELECTED_NODE not in annotations_of(claim)
     users = view.users.get(claim_key(claim))
-    volume = matching.find(claim, view.candidates, delayed=delayed and not users)
+    # the affinity is a scheduler's matter: a claim that is bound at once is bound without a look at it
+    node = view.node if scheduled else None
+    volume = matching.find(claim, view.candidates, node, delayed=delayed and not users)
     if volume is not None:
         return bind(claim, volume, view)
     if delayed and not users:
@@ -179,7 +178,7 @@ def _provisioned(claim: Obj, name: str, storage_class: Obj | None, view: View, *
         new = copy.deepcopy(claim)
         annotate(new).update({STORAGE_PROVISIONER: provisioner, BETA_STORAGE_PROVISIONER: provisioner})
         if delayed:
-            annotate(new)[SELECTED_NODE] = view.node
+            annotate(new)[SELECTED_NODE] = view.node.name
         new["status"] = {**(claim.get("status") or {}), "phase": "Pending"}
         return [Put(new)]
     if provisioner not in view.provisioners:

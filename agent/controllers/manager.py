@@ -28,6 +28,7 @@ from agent.moves import Moves
 from agent.store import Key, Store, now
 from agent.volumes.attachments import Attachment
 from agent.volumes.mounter import Mounter
+from agent.volumes.node import Node
 from agent.volumes.pods import claims_of, objects_of
 from agent.watch import GoneError
 from fusevol import objects
@@ -59,7 +60,7 @@ class Controllers:
         effects: Effects,
         moves: Moves,
         provisioners: tuple[str, ...],
-        node: str,
+        node: Node,
         heal: WorkQueue[str],
     ) -> None:
         self._store = store

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from agent.controllers.view import being_deleted, class_of, phase, refers_to
+from agent.volumes import affinity
+from agent.volumes.node import Node
 from fusevol import quantity
 
 Obj = dict[str, Any]
@@ -53,11 +55,12 @@ def mismatch(volume: Obj, claim: Obj) -> str | None:
     return None
 
 
-def find(claim: Obj, volumes: Iterable[Obj], *, delayed: bool = False) -> Obj | None:
+def find(claim: Obj, volumes: Iterable[Obj], node: Node | None = None, *, delayed: bool = False) -> Obj | None:
     """The volume that *claim* should be bound to, None if there is none.
 
     A volume that is pre-bound to the claim wins in its group. Otherwise the smallest one of the tightest set of access
-    modes, by name on a tie. With *delayed* (``WaitForFirstConsumer`` without a consumer) only pre-bound ones count.
+    modes, by name on a tie, of those that *node*, if there is one, can reach. With *delayed* (``WaitForFirstConsumer``
+    without a consumer) only pre-bound ones count.
     """
     groups: dict[tuple[str, ...], list[Obj]] = {}
     for volume in volumes:
@@ -71,7 +74,7 @@ def find(claim: Obj, volumes: Iterable[Obj], *, delayed: bool = False) -> Obj | 
         if delayed:
             continue
         for volume in group:
-            if _free(volume, claim):
+            if _free(volume, claim) and (node is None or affinity.fits(volume, node)):
                 return volume
     return None
 
@@ -103,18 +106,4 @@ def selected(selector: Obj | None, labels: Mapping[str, str]) -> bool:
     wanted = selector.get("matchLabels") or {}
     if any(labels.get(k) != v for k, v in wanted.items()):
         return False
-    return all(_holds(e, labels) for e in selector.get("matchExpressions") or [])
-
-
-def _holds(expression: Obj, labels: Mapping[str, str]) -> bool:
-    value = labels.get(expression["key"])
-    values = expression.get("values") or []
-    match expression["operator"]:
-        case "In":
-            return value is not None and value in values
-        case "NotIn":
-            return value is None or value not in values
-        case "Exists":
-            return value is not None
-        case _:
-            return value is None
+    return all(affinity.holds(e, labels) for e in selector.get("matchExpressions") or [])

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from agent.config import PROVISIONER
+from agent.volumes.node import Node
 
 Obj = dict[str, Any]
 
@@ -132,7 +133,7 @@ class View:
     attached: Container[str] = frozenset()
     """Uids of the claims that are mounted somewhere."""
     provisioners: tuple[str, ...] = (PROVISIONER,)
-    node: str = "localhost"
+    node: Node = field(default_factory=Node)
     now: str = "1970-01-01T00:00:00Z"
 
 

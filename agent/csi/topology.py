@@ -2,32 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
-import re
 from collections.abc import Sequence
-from typing import Final
 
 from agent.csi import csi_pb2 as pb
-
-KEY: Final = "topology.fusevol.io/node"
-_VALUE: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?", re.ASCII)
-
-
-def segment(node: str) -> str:
-    """The node's name, where a label can have it as its value; else what stands for it."""
-    if _VALUE.fullmatch(node):
-        return node
-    return f"node-{hashlib.sha256(node.encode()).hexdigest()[:32]}"
+from agent.volumes.node import TOPOLOGY, segment
 
 
 def of(node: str) -> pb.Topology:
     """The topology of what is on *node*."""
-    return pb.Topology(segments={KEY: segment(node)})
+    return pb.Topology(segments={TOPOLOGY: segment(node)})
 
 
 def matches(node: str, wanted: pb.Topology) -> bool:
     """Whether *node* is in *wanted*: an empty one is everywhere, a key that this driver does not know is nowhere."""
-    here = {KEY: segment(node)}
+    here = {TOPOLOGY: segment(node)}
     return all(here.get(key.lower()) == value for key, value in wanted.segments.items())
 
 

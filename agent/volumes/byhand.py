@@ -18,6 +18,7 @@ from agent.store import Key, Store
 from agent.volumes import emptydir, hostpath, persistent
 from agent.volumes.attachments import CALL_OUT_KINDS, Attachment
 from agent.volumes.mounter import Mounter
+from agent.volumes.node import Node
 from agent.volumes.pods import attachment
 from fusevol import objects
 from fusevol.errors import AlreadyExistsError, InvalidError, NotFoundError, UnavailableError, UsageError
@@ -33,7 +34,7 @@ class ByHand:
     """The mounts outside of Pods. For the trio loop."""
 
     def __init__(
-        self, *, store: Store, events: Recorder, pools: Pools, mounter: Mounter, hazards: Hazards, node: str
+        self, *, store: Store, events: Recorder, pools: Pools, mounter: Mounter, hazards: Hazards, node: Node
     ) -> None:
         self._hazards = hazards
         self._store = store
@@ -101,7 +102,7 @@ class ByHand:
     async def _mount_claim(self, key: Key, target: str, user: str, read_only: bool) -> Attachment:
         claim = await self._bound(key)
         volume = self._store.find(Key("PersistentVolume", "", str(claim["spec"].get("volumeName") or "")))
-        behind = persistent.gate(claim, key.name, volume)
+        behind = persistent.gate(claim, key.name, volume, self._node)
 
         def check() -> None:
             others = [a.user for a in self._mounter.attachments.of_claim(claim["metadata"]["uid"])]
@@ -119,7 +120,7 @@ class ByHand:
         with trio.move_on_after(BIND_TIMEOUT):
             if phase(claim) in {"", "Pending"} and SELECTED_NODE not in annotations_of(claim):
                 # a mount by hand is a first consumer, too (WaitForFirstConsumer)
-                claim = await self._store.change(key, lambda c: annotate(c).update({SELECTED_NODE: self._node}))
+                claim = await self._store.change(key, lambda c: annotate(c).update({SELECTED_NODE: self._node.name}))
             if phase(claim) in {"", "Pending"}:
                 async for change in self._store.watch(since):
                     if objects.key(change.object) == key:

@@ -10,6 +10,8 @@ from agent.config import DRIVER
 from agent.controllers.matching import mode_of
 from agent.controllers.provisioning import handle_of, parse_handle
 from agent.controllers.view import being_deleted, phase
+from agent.volumes import affinity
+from agent.volumes.node import Node
 from fusevol.errors import ConflictError, InvalidError, NotFoundError, UnavailableError
 from fusevol.server.spec import CacheMode, TransportChoice
 
@@ -47,8 +49,8 @@ class Source:
     """Whether it may be given to a Pod's group: never a hostPath (6.3)."""
 
 
-def gate(claim: Obj | None, name: str, volume: Obj | None) -> Source:
-    """What to mount for a claim. Raises the reason why it may not be mounted now (4.17)."""
+def gate(claim: Obj | None, name: str, volume: Obj | None, node: Node) -> Source:
+    """What to mount for a claim on *node*. Raises the reason why it may not be mounted now (4.17)."""
     if claim is None:
         raise NotFoundError(f'persistentvolumeclaim "{name}" not found')
     if being_deleted(claim):
@@ -61,6 +63,11 @@ def gate(claim: Obj | None, name: str, volume: Obj | None) -> Source:
         )
     if volume is None:
         raise NotFoundError(f'persistentvolume "{bound_to}" of persistentvolumeclaim "{name}" not found')
+    if not affinity.fits(volume, node):
+        raise UnavailableError(
+            f"0/1 nodes are available: 1 {affinity.CONFLICT} "
+            f'(persistentvolume "{bound_to}", this node is "{node.name}").'
+        )
     ref = volume["spec"].get("claimRef") or {}
     if ref.get("uid") != claim["metadata"]["uid"]:
         raise ConflictError(

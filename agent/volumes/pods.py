@@ -139,7 +139,7 @@ def _claim(pod: Obj, name: str, source: Obj, context: Context) -> Wanted:
     claim, volume = context.claims(claim_name)
     if claim is not None:
         _check_mode(pod, name, claim)
-    behind = persistent.gate(claim, claim_name, volume)
+    behind = persistent.gate(claim, claim_name, volume, context.node)
     assert claim is not None  # noqa: S101 - the gate lets no missing claim through
     read_only = bool(source.get("readOnly")) or behind.read_only
     uid = uid_of(pod)

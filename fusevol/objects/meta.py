@@ -100,6 +100,18 @@ def _expression(field: Field, listed: set[str], bare: set[str], unknown: str) ->
         operator.invalid(unknown or "not a valid selector operator")
 
 
+def _field_expression(expression: Field) -> None:
+    """Report what is wrong with a requirement on a field of nodes, of which there is one (as the API server does)."""
+    expression.mapping()
+    key, operator, values = (expression.child(name) for name in ("key", "operator", "values"))
+    if operator.value not in {"In", "NotIn"}:
+        operator.invalid("not a valid selector operator")
+    elif len(values.items()) != 1:
+        values.required("must be only one value when `operator` is 'In' or 'NotIn' for node field selector")
+    if key.value != "metadata.name":
+        key.invalid("not a valid field selector key")
+
+
 def node_affinity(field: Field) -> None:
     """Report what is wrong with a volume's ``nodeAffinity``."""
     if not field:
@@ -116,9 +128,10 @@ def node_affinity(field: Field) -> None:
         terms.required("must have at least one node selector term")
     for term in found:
         term.mapping()
-        for part in ("matchExpressions", "matchFields"):
-            for expression in term.child(part).items():
-                _expression(expression, {"In", "NotIn"}, {"Exists", "DoesNotExist"}, "")
+        for expression in term.child("matchExpressions").items():
+            _expression(expression, {"In", "NotIn"}, {"Exists", "DoesNotExist"}, "")
+        for expression in term.child("matchFields").items():
+            _field_expression(expression)
 
 
 def default(obj: Obj, kind: Kind) -> None:

@@ -169,3 +169,41 @@ def test_a_static_volume_waits_for_the_first_pod(agent: Agent, tmp_path: Path) -
 
     assert before == "Available"
     assert agent.get("pv/static")["status"]["phase"] == "Bound"
+
+
+def local(name: str, path: Path, node: str) -> str:
+    """A PersistentVolume of a directory of that node's."""
+    terms = [{"matchExpressions": [{"key": "kubernetes.io/hostname", "operator": "In", "values": [node]}]}]
+    spec: Obj = {
+        "capacity": {"storage": "8Mi"},
+        "accessModes": ["ReadWriteOnce"],
+        "storageClassName": "",
+        "local": {"path": str(path)},
+        "nodeAffinity": {"required": {"nodeSelectorTerms": terms}},
+    }
+    return yaml.safe_dump({"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": name}, "spec": spec})
+
+
+def test_a_volume_of_another_node(agent: Agent) -> None:
+    """It is bound, since nobody looks at the node then, and not mounted: a Pod and a person are told why. One of this
+    node, by a label of the configuration, is mounted."""
+    (agent.directory / "agent.yaml").write_text("nodeName: n1\nnodeLabels: {rack: r7}\n")
+    agent.stop()
+    agent.start()
+    here = agent.directory / "disk"
+    here.mkdir()
+    agent.apply(local("far", here, "n2"))
+    agent.apply(claim("data", "ReadWriteOnce", ""))
+    eventually(lambda: api.is_bound(agent, "data"), 20.0, what="the claim is bound")
+    agent.apply(pod("p", "data"))
+    told = eventually(lambda: agent.ok("events", "--for", "pod/p"), 20.0, what="an event")
+    by_hand = agent.cli("mount", "data", str(agent.directory / "mnt"))
+
+    assert "1 node(s) didn't match PersistentVolume's node affinity" in told
+    assert 'node affinity (persistentvolume "far", this node is "n1")' in by_hand.stderr
+    assert agent.get("pod", "p")["status"]["phase"] == "Pending"
+
+    agent.apply(local("near", here, "n1").replace("kubernetes.io/hostname", "rack").replace("- n1", "- r7"))
+    agent.apply(claim("more", "ReadWriteOnce", ""))
+    eventually(lambda: api.is_bound(agent, "more"), 20.0, what="the claim is bound")
+    api.mount(agent, "more", agent.directory / "mnt")

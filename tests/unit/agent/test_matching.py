@@ -24,6 +24,7 @@ from agent.controllers.view import (
     View,
     default_class,
 )
+from agent.volumes.node import Node
 
 Obj = dict[str, Any]
 
@@ -295,7 +296,7 @@ def test_delayed_binding_waits_for_a_pod() -> None:
     waiting = only(binding.decide(claim, view(late)), Event)
     assert waiting.reason == "WaitForFirstConsumer"
     assert waiting.message == "waiting for first consumer to be created before binding"
-    put = only(binding.decide(claim, view(late, users={("default", "data"): ["p"]}, node="n1")), Put)
+    put = only(binding.decide(claim, view(late, users={("default", "data"): ["p"]}, node=Node(name="n1"))), Put)
 
     assert put.object["metadata"]["annotations"][SELECTED_NODE] == "n1"
 

@@ -142,6 +142,11 @@ def changed(obj: Obj, **fields: Any) -> Obj:
         (changed(CLAIM, spec={"volumeMode": "Block"}), VOLUME, "volumeMode Block"),
         (CLAIM, changed(VOLUME, spec={"csi": {"driver": "x", "volumeHandle": "y"}}), "CSI driver x"),
         (CLAIM, changed(VOLUME, spec={"csi": None, "cephfs": {"monitors": []}}), "the source cephfs"),
+        (
+            CLAIM,
+            changed(VOLUME, spec={"nodeAffinity": {"required": {"nodeSelectorTerms": [{}]}}}),
+            '1 node(s) didn\'t match PersistentVolume\'s node affinity (persistentvolume "v", this node is "n1")',
+        ),
         (CLAIM, changed(VOLUME, spec={"mountOptions": ["nfsvers=4"]}), 'mount option "nfsvers=4"'),
         (
             CLAIM,
@@ -153,7 +158,7 @@ def changed(obj: Obj, **fields: Any) -> Obj:
 def test_the_gate_for_claims(claim: Obj | None, volume: Obj | None, message: str) -> None:
     """4.17: each condition that fails is named."""
     with pytest.raises(FusevolError) as caught:
-        persistent.gate(claim, "data", volume)
+        persistent.gate(claim, "data", volume, Node(name="n1"))
 
     assert message in str(caught.value)
 
@@ -177,7 +182,7 @@ def test_the_gate_for_claims(claim: Obj | None, volume: Obj | None, message: str
 )
 def test_what_is_behind_a_claim(spec: Obj, expected: persistent.Source) -> None:
     """Pool volumes, and for a single machine hostPath and local volumes."""
-    assert persistent.gate(CLAIM, "data", changed(VOLUME, spec=spec)) == expected
+    assert persistent.gate(CLAIM, "data", changed(VOLUME, spec=spec), Node()) == expected
 
 
 @pytest.mark.parametrize(
@@ -188,7 +193,7 @@ def test_a_claim_for_readers_is_read_only(modes: list[str], read_only: bool) -> 
     """Whoever asks for nothing but ReadOnlyMany gets a read-only mount, whatever the volume could do."""
     volume = changed(VOLUME, spec={"accessModes": ["ReadWriteOnce", "ReadWriteMany", "ReadOnlyMany"]})
 
-    assert persistent.gate(changed(CLAIM, spec={"accessModes": modes}), "data", volume).read_only is read_only
+    assert persistent.gate(changed(CLAIM, spec={"accessModes": modes}), "data", volume, Node()).read_only is read_only
 
 
 def test_only_one_pod_has_a_single_pod_claim() -> None:

@@ -13,6 +13,7 @@ from agent.csi.node import Node
 from agent.csi.refusal import Code, Refused, code_of
 from agent.csi.server import methods
 from agent.csi.settings import ENDPOINT, Settings
+from agent.volumes.node import TOPOLOGY, segment
 from fusevol.errors import FusevolError, UsageError
 
 Mode = pb.VolumeCapability.AccessMode
@@ -117,15 +118,15 @@ def test_ids_of_volumes() -> None:
 
 def test_topology() -> None:
     """A node is in its own topology and in what says nothing; keys compare without their case, values with it."""
-    key = topology.KEY
+    key = TOPOLOGY
     matching = [{}, {key: "n1"}, {key.upper(): "n1"}]
     other = [{key: "N1"}, {key: "n2"}, {"zone": "n1"}, {key: "n1", "zone": "a"}]
 
     assert all(topology.matches("n1", pb.Topology(segments=s)) for s in matching)
     assert not any(topology.matches("n1", pb.Topology(segments=s)) for s in other)
-    assert topology.segment("node-1.example.org") == "node-1.example.org"
-    assert len(topology.segment("x" * 200)) <= 63
-    assert topology.segment("-x") != "-x"
+    assert segment("node-1.example.org") == "node-1.example.org"
+    assert len(segment("x" * 200)) <= 63
+    assert segment("-x") != "-x"
 
 
 def test_settings(monkeypatch: pytest.MonkeyPatch) -> None:

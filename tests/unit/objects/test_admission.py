@@ -184,6 +184,8 @@ CLAIM_CASES = [
 ]
 
 ON_NODE_A = {"key": "kubernetes.io/hostname", "operator": "In", "values": ["a"]}
+ONE_FIELD = ".values: Required value: must be only one value when `operator` is 'In' or 'NotIn' for node field selector"
+FIELDS = "spec.nodeAffinity.required.nodeSelectorTerms[0].matchFields[0]"
 AFFINITY = {"required": {"nodeSelectorTerms": [{"matchExpressions": [ON_NODE_A]}]}}
 NO_SOURCE = [("spec/hostPath", ...)]
 
@@ -225,6 +227,23 @@ VOLUME_CASES = [
     (
         [("spec/nodeAffinity", {"required": {}})],
         "spec.nodeAffinity.required.nodeSelectorTerms: Required value: must have at least one node selector term",
+    ),
+    *(
+        ([("spec/nodeAffinity", {"required": {"nodeSelectorTerms": [{"matchFields": [fields]}]}})], FIELDS + said)
+        for fields, said in (
+            (
+                {"key": "metadata.uid", "operator": "In", "values": ["a"]},
+                '.key: Invalid value: "metadata.uid": not a valid field selector key',
+            ),
+            (
+                {"key": "metadata.name", "operator": "Exists"},
+                '.operator: Invalid value: "Exists": not a valid selector operator',
+            ),
+            (
+                {"key": "metadata.name", "operator": "NotIn", "values": ["a", "b"]},
+                ONE_FIELD,
+            ),
+        )
     ),
     ([*NO_SOURCE, ("spec/csi", {"driver": "d"})], "spec.csi.volumeHandle: Required value"),
     ([*NO_SOURCE, ("spec/csi", {"volumeHandle": "h"})], "spec.csi.driver: Required value"),
