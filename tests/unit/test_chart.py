@@ -91,6 +91,7 @@ def test_values_reach_their_places() -> None:
         *BOTH,
         "--set=image.repository=r.example/fusevol,image.tag=1.2,image.pullPolicy=Always,imagePullSecrets[0].name=pull",
         "--set=sidecarImages.liveness-probe=r.example/probe:1,kubeletDir=/srv/kubelet,maxUnavailable=10%",
+        "--set=poolPaths[0]=/srv/pool,poolPaths[1]=/mnt/fast,keeper.mergeMemory=true",
         "--set=config.pools.default=/srv/pool,config.logLevel=debug,resources.limits.memory=4Gi",
         "--set=priorityClassName=mine,nodeSelector.storage=yes-it-is,tolerations=null,keeper.resources.limits.memory=2Gi",
         "--set=storageClass.default=true,storageClass.reclaimPolicy=Retain,storageClass.parameters.pool=fast",
@@ -115,6 +116,12 @@ def test_values_reach_their_places() -> None:
     assert {
         key: keepers.get(key) for key in ("priorityClassName", "nodeSelector", "tolerations", "imagePullSecrets")
     } == {key: pod.get(key) for key in ("priorityClassName", "nodeSelector", "tolerations", "imagePullSecrets")}
+    for spec, container in ((pod, agent_of(found)), (keepers, keeper)):
+        volumes = {v["name"]: v["hostPath"]["path"] for v in spec["volumes"] if v["name"].startswith("pool-")}
+        mounts = {m["name"]: (m["mountPath"], m.get("mountPropagation")) for m in container["volumeMounts"]}
+        assert volumes == {"pool-0": "/srv/pool", "pool-1": "/mnt/fast"}
+        assert all(mounts[name] == (path, "Bidirectional") for name, path in volumes.items())
+    assert "fusevol keeper --merge-memory --run-dir" in keeper["command"][-1]
     assert (settings["pools"], settings["logLevel"]) == ({"default": "/srv/pool"}, "debug")
     assert settings["csi"]["endpoint"] == "unix:///srv/kubelet/plugins/fusevol.io/csi.sock"
     assert storage["metadata"]["annotations"]["storageclass.kubernetes.io/is-default-class"] == "true"
@@ -126,7 +133,14 @@ def test_values_reach_their_places() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    ["image.tga=1", "image.tag=a b", "kubeletDir=relative", "storageClass.reclaimPolicy=Keep", "maxUnavailable=0"],
+    [
+        "image.tga=1",
+        "image.tag=a b",
+        "kubeletDir=relative",
+        "storageClass.reclaimPolicy=Keep",
+        "maxUnavailable=0",
+        "poolPaths[0]=srv",
+    ],
 )
 def test_wrong_values_are_refused(wrong: str) -> None:
     """What is misspelt or cannot be is refused by the schema, which names it."""
@@ -135,7 +149,7 @@ def test_wrong_values_are_refused(wrong: str) -> None:
     )
 
     assert done.returncode != 0
-    assert wrong.partition("=")[0].rpartition(".")[2] in done.stderr
+    assert wrong.partition("=")[0].rpartition(".")[2].partition("[")[0] in done.stderr
 
 
 def test_the_package_stands_alone(tmp_path: Path) -> None:

@@ -17,6 +17,17 @@ source; here they are only changed as the values say.
 {{ toYaml .object }}
 {{ end -}}
 
+{{- /* Give a Pod's container the nodes' directories that pools are in: dict "root" $ "pod" $pod "container" $container. */ -}}
+{{- define "fusevol.pools" -}}
+{{- range $number, $path := .root.Values.poolPaths -}}
+{{- $name := printf "pool-%d" $number -}}
+{{- $volume := dict "name" $name "hostPath" (dict "path" $path "type" "DirectoryOrCreate") -}}
+{{- $mount := dict "name" $name "mountPath" $path "mountPropagation" "Bidirectional" -}}
+{{- $_ := set $.pod "volumes" (append $.pod.volumes $volume) -}}
+{{- $_ := set $.container "volumeMounts" (append $.container.volumeMounts $mount) -}}
+{{- end -}}
+{{- end -}}
+
 {{- /* All objects of a file as they are. */ -}}
 {{- define "fusevol.file" -}}
 {{- $root := .root -}}
