@@ -1,14 +1,18 @@
 """The Node service: volumes staged and published on this node.
 
 Both are attachments, as the mounts of Pods and of ``fusevol mount`` are: a volume has one FUSE mount in the state
-directory, and staging and target path are bind mounts of that. So all that survives a kill does here, too. What ends
+directory, and each target path is a bind mount of that. So all that survives a kill does here, too. What ends
 with the boot is forgotten at the first start after it (a kubelet stages and publishes again), but for inline volumes,
 whose data is the Pod's.
+
+A staged volume is served, and nothing is mounted at its staging path: a kubelet unstages no volume of which there is
+another mount outside of its own directory (``HasMountRefs``), and the one in the state directory is such a mount.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import os
 import stat
@@ -86,7 +90,7 @@ class Node:
     # -- staged
 
     async def node_stage_volume(self, request: pb.NodeStageVolumeRequest) -> pb.NodeStageVolumeResponse:
-        """Serve a volume, and show it at the staging path."""
+        """Serve a volume; its staging path stays empty (see above)."""
         fields.text(request.volume_id, "volume_id")
         fields.text(request.staging_target_path, "staging_target_path", fields.PATH_LIMIT)
         how = fields.capability(
@@ -99,6 +103,7 @@ class Node:
         async with self._locks.hold(handle.volume):
             target = await self._resolved(path)
             wanted = self._attachment(handle, target, how, "stage", read_only=how.read_only)
+            wanted = dataclasses.replace(wanted, bare=True)
             self._check_taken(wanted)
             await self._mounter.attach(wanted)
             await self._give_to_group(wanted, how)

@@ -61,6 +61,8 @@ class Attachment:
     """Whether the volume ends with this attachment (emptyDir)."""
     created: bool = False
     """Whether the target was made for it, and goes with it."""
+    bare: bool = False
+    """Whether the volume is served for it and shown nowhere: the target is its name alone."""
     csi: str = ""
     """What a CSI call said of it beside the rest; empty: it is no CSI driver's."""
     boot: str = ""

@@ -177,9 +177,8 @@ class Mounter:
                         f"Something that fusevol did not mount is at {wanted.target}: name another target."
                     )
                 # before it is made: nobody could tell afterwards, if the agent died in between
-                wanted = dataclasses.replace(
-                    wanted, created=not await self._at(wanted.target, os.path.lexists, wanted.target)
-                )
+                there = wanted.bare or await self._at(wanted.target, os.path.lexists, wanted.target)
+                wanted = dataclasses.replace(wanted, created=not there)
                 await self._attachments.put(wanted)
                 self._step("attachment recorded")
                 self._changed(wanted)
@@ -292,7 +291,7 @@ class Mounter:
                 continue
             root = table.get(str(self._directory / row.mount_id)) if row.mount_id else None
             alive = not row.mount_id or row.mount_id in self._supervisor.servers
-            if not alive or not _shows(row, table.get(row.target), root):
+            if not alive or not (row.bare or _shows(row, table.get(row.target), root)):
                 found.append(row)
         return found
 
@@ -320,6 +319,8 @@ class Mounter:
         source = Path(row.path)
         if row.mount_id:
             point = await self._served(row)
+            if row.bare:
+                return row
             source = source if row.recursive else point
         existing = await self._at(target, mount.find, target)
         if existing is not None:
@@ -428,8 +429,9 @@ class Mounter:
         alive = not row.mount_id or row.mount_id in self._supervisor.servers
         for place in await _thread(mount.below, target) if row.recursive else []:
             await self._at(place.mountpoint, places.clear, Path(place.mountpoint))
-        await self._at(target, places.clear, target, lazy=not alive)
-        self._step("target unmounted")
+        if not row.bare:
+            await self._at(target, places.clear, target, lazy=not alive)
+            self._step("target unmounted")
         if row.created:
             await self._at(target, places.remove_target, target)
         if row.mount_id and self._attachments.of_mount(row.mount_id) in ([row], []):

@@ -13,22 +13,25 @@ from agent.csi.refusal import Code
 from fusevol.transport import mount
 from tests.csi.conftest import CsiAgent
 from tests.support import api
-from tests.support.csi import MIB, Kubelet, Mode, capability
+from tests.support.csi import MIB, Kubelet, Mode, capability, references
 
 pytestmark = pytest.mark.root
 
 
 def test_one_server_for_stage_and_targets(kubelet: Kubelet, agent: CsiAgent) -> None:
-    """A volume is served once: its staging path and two targets are the same filesystem, with the volume's size."""
+    """A staged volume is served once: two targets are the same filesystem, with the volume's size. Nothing is mounted
+    at its staging path, since a kubelet would unstage no volume that is mounted elsewhere, too."""
     volume = kubelet.plugin.create("v", 16 * MIB)
     staging = kubelet.stage(volume)
     targets = [kubelet.publish(volume, pod) for pod in ("a", "b")]
     (targets[0] / "f").write_text("x")
-    read = [(place / "f").read_text() for place in (staging, targets[1])]
-    devices = {os.stat(place).st_dev for place in (staging, *targets)}
+    read = (targets[1] / "f").read_text()
+    devices = {os.stat(place).st_dev for place in targets}
     size = os.statvfs(targets[0])
 
-    assert read == ["x", "x"]
+    assert read == "x"
+    assert os.listdir(staging) == []
+    assert not references(staging)
     assert len(devices) == len(api.servers(agent)) == 1
     assert size.f_blocks * size.f_frsize == 16 * MIB
 
@@ -97,9 +100,10 @@ def test_a_second_target(kubelet: Kubelet, mode: int, code: Code | None) -> None
 def test_a_group_gets_the_volume(kubelet: Kubelet) -> None:
     """With VOLUME_MOUNT_GROUP the root directory is the group's, what is made in it too; the rest stays."""
     volume = kubelet.plugin.create("v", parameters={"mode": "0700"})
-    staging = kubelet.stage(volume)
-    (staging / "old").touch()
-    before = os.stat(staging / "old").st_gid
+    kubelet.stage(volume)
+    first = kubelet.publish(volume, "first")
+    (first / "old").touch()
+    before = os.stat(first / "old").st_gid
     target = kubelet.publish(volume, how=capability(volume_mount_group="4711"))
     (target / "new").mkdir()
     root, new = os.stat(target), os.stat(target / "new")

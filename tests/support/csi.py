@@ -9,6 +9,7 @@ import grpc
 
 from agent.csi import csi_pb2 as pb
 from agent.csi.server import methods
+from fusevol.transport import mount
 from tests.support.agent import Agent
 
 Mode = pb.VolumeCapability.AccessMode
@@ -67,6 +68,17 @@ class Plugin:
             "volume_capabilities": [capability()],
         }
         return str(self.call("CreateVolume", **(fields | more)).volume.volume_id)
+
+
+def references(staging: Path) -> list[str]:
+    """Where else a kubelet finds what is mounted at a staging path: as its GetMountRefs and HasMountRefs do."""
+    table = mount.mounts()
+    found = next((m for m in reversed(table) if staging.is_relative_to(m.mountpoint)), None)
+    assert found is not None
+    root = Path(found.root) / staging.relative_to(found.mountpoint)
+    same = [m for m in table if m is not found and (m.major, m.minor, Path(m.root)) == (found.major, found.minor, root)]
+    own = str(staging)[str(staging).index("/plugins/") :]
+    return [m.mountpoint for m in same if own not in m.mountpoint]
 
 
 class Kubelet:
@@ -137,7 +149,8 @@ class Kubelet:
         self.plugin.call("NodeUnpublishVolume", volume_id=volume, target_path=str(self.target(pod, volume)))
 
     def unstage(self, volume: str) -> None:
-        """NodeUnstageVolume."""
+        """NodeUnstageVolume; a kubelet does not call it while the volume is mounted somewhere else, too."""
+        assert not references(self.staging(volume))
         self.plugin.call("NodeUnstageVolume", volume_id=volume, staging_target_path=str(self.staging(volume)))
 
     def close(self) -> None:
