@@ -73,13 +73,14 @@ ROWS = 4000
 class Bank:
     """A program that moves money between the rows of a database: the sum is always the same, in every page."""
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, rows: int = ROWS) -> None:
         self.file = file
+        self._rows = rows
         self.transactions = 0
         self._stop = threading.Event()
         with contextlib.closing(sqlite3.connect(file)) as database, database:
             database.execute("CREATE TABLE t (n INTEGER PRIMARY KEY, money INTEGER, fill BLOB)")
-            database.executemany("INSERT INTO t VALUES (?, 100, randomblob(2000))", ((n,) for n in range(ROWS)))
+            database.executemany("INSERT INTO t VALUES (?, 100, randomblob(2000))", ((n,) for n in range(rows)))
         self._thread = threading.Thread(target=self._work)
         self._thread.start()
 
@@ -89,7 +90,7 @@ class Bank:
             while not self._stop.is_set():
                 with database:
                     for _ in range(20):
-                        a, b = numbers.randrange(ROWS), numbers.randrange(ROWS)
+                        a, b = numbers.randrange(self._rows), numbers.randrange(self._rows)
                         database.execute("UPDATE t SET money = money - 1, fill = randomblob(2000) WHERE n = ?", (a,))
                         database.execute("UPDATE t SET money = money + 1, fill = randomblob(2000) WHERE n = ?", (b,))
                 self.transactions += 1
@@ -100,11 +101,11 @@ class Bank:
         self._thread.join(60)
 
 
-def whole(file: Path) -> bool:
+def whole(file: Path, rows: int = ROWS) -> bool:
     """Whether a database passes its own check, and no money is missing."""
     with contextlib.closing(sqlite3.connect(file)) as database:
         sound = database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-        return sound and database.execute("SELECT sum(money), count(*) FROM t").fetchone() == (100 * ROWS, ROWS)
+        return sound and database.execute("SELECT sum(money), count(*) FROM t").fetchone() == (100 * rows, rows)
 
 
 def test_sqlite(home: Path, agent: Agent) -> None:
