@@ -15,7 +15,6 @@ import contextlib
 import dataclasses
 import logging
 import os
-import stat
 from pathlib import Path
 from typing import Final
 
@@ -29,8 +28,9 @@ from agent.csi.volumes import Condition, Handle, Locks, Volumes
 from agent.hazard import Hazard, Hazards
 from agent.poolplace import Room
 from agent.steps import Step, no_step
-from agent.volumes import places
+from agent.volumes import ownership, places
 from agent.volumes.attachments import Attachment, boot_id
+from agent.volumes.ownership import Group
 from fusevol.errors import FusevolError, UnavailableError
 
 _Rpc = pb.NodeServiceCapability.RPC
@@ -44,9 +44,6 @@ _CAN: Final = (
 )
 _NODE_ID_LIMIT: Final = 256
 """Bytes."""
-_SHARING: Final = 0o2770
-_SHARING_READ_ONLY: Final = 0o2550
-"""What a group gets of a directory, and that what is made in it belongs to the group (volume-semantics 6.4)."""
 
 log = logging.getLogger(__name__)
 
@@ -324,27 +321,26 @@ class Node:
         return self._hazards.of(f"The mount at {target}")
 
     async def _give_to_group(self, row: Attachment, how: Capability) -> None:
-        """Let a group use the volume: its root directory is the group's, and what is made in it will be. No walk.
+        """Let a group use the volume. All that is in it is walked through once for each new group: what is made in it
+        later is the group's, so a root directory that is the group's tells that nothing is left to do.
 
         Through the volume's own mount, whose kernel keeps attributes for as long as it likes.
         """
         if how.group is None or not row.mount_id:
             return
-        point, group = str(self._mounter.point(row.mount_id)), how.group
-        bits = _SHARING_READ_ONLY if row.read_only else _SHARING
+        point, group = str(self._mounter.point(row.mount_id)), Group(how.group, "OnRootMismatch")
 
         def give() -> None:
-            found = os.stat(point)
-            if found.st_gid != group:
-                os.chown(point, -1, group)
-                found = os.stat(point)
-            if found.st_mode & bits != bits:
-                os.chmod(point, stat.S_IMODE(found.st_mode) | bits)
+            root = os.open(point, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                ownership.give(root, group, read_only=row.read_only)
+            finally:
+                os.close(root)
 
         try:
             await self._at(point).run(give)
         except OSError as e:
-            raise UnavailableError(f"The volume cannot be given to the group {group}: {e.strerror}.") from e
+            raise UnavailableError(f"The volume cannot be given to the group {how.group}: {e.strerror}.") from e
         self._step("given to the group")
 
 

@@ -98,20 +98,26 @@ def test_a_second_target(kubelet: Kubelet, mode: int, code: Code | None) -> None
 
 
 def test_a_group_gets_the_volume(kubelet: Kubelet) -> None:
-    """With VOLUME_MOUNT_GROUP the root directory is the group's, what is made in it too; the rest stays."""
+    """With VOLUME_MOUNT_GROUP all of it is the group's: what was there, and what is made in it. Twice, nothing is
+    looked at any more; another group gets all of it again."""
     volume = kubelet.plugin.create("v", parameters={"mode": "0700"})
     kubelet.stage(volume)
     first = kubelet.publish(volume, "first")
     (first / "old").touch()
-    before = os.stat(first / "old").st_gid
     target = kubelet.publish(volume, how=capability(volume_mount_group="4711"))
     (target / "new").mkdir()
     root, new = os.stat(target), os.stat(target / "new")
-    old = os.stat(target / "old").st_gid
+    old = os.stat(target / "old")
+    os.chown(target / "old", -1, 7)
+    kubelet.unpublish(volume)
+    again = os.stat(kubelet.publish(volume, how=capability(volume_mount_group="4711")) / "old").st_gid
+    kubelet.unpublish(volume)
+    other = os.stat(kubelet.publish(volume, how=capability(volume_mount_group="4712")) / "old").st_gid
 
     assert (root.st_gid, stat.S_IMODE(root.st_mode)) == (4711, 0o2770)
     assert (new.st_gid, new.st_mode & stat.S_ISGID) == (4711, stat.S_ISGID)
-    assert old == before
+    assert (old.st_gid, stat.S_IMODE(old.st_mode) & 0o660) == (4711, 0o660)
+    assert (again, other) == (7, 4712)
 
 
 def test_statistics_are_the_ledgers(kubelet: Kubelet) -> None:

@@ -1,4 +1,4 @@
-"""A database in a snapshot of a pool with project quotas, with passthrough (Linux 6.12) and without (6.1)."""
+"""A database in a snapshot of a pool with project quotas, where data can go past the server (Linux 6.12)."""
 
 # ruff: noqa: F401, F811  # fixtures of elsewhere, with the backends of here
 from __future__ import annotations
@@ -9,11 +9,11 @@ import pytest
 
 from tests.e2e.test_databases import Bank, claim_on, home, whole
 from tests.e2e.test_snapshots import FILLED, FROM_SNAPSHOT, mounted, take
-from tests.guest.backends import backend
+from tests.guest.backends import BACKENDS, backend
 from tests.support.agent import Agent
 from tests.support.polling import eventually
 
-pytestmark = [pytest.mark.root, pytest.mark.guest]
+pytestmark = [pytest.mark.root, pytest.mark.guest("6.12")]
 ROWS = 400
 """A guest is slow."""
 
@@ -39,7 +39,7 @@ def test_data_through_the_server_is_of_one_moment(home: Path, agent: Agent) -> N
     assert "NotAtomic" not in _busy(agent, home, "passthrough=off")
 
 
-@pytest.mark.guest("6.12")
+@pytest.mark.parametrize("backend", BACKENDS[:1], ids=lambda b: b.name, indirect=True)
 def test_what_passthrough_costs_is_told(home: Path, agent: Agent) -> None:
     """Where data goes past the server a snapshot under load is of no single moment, and a warning says so."""
     assert "SnapshotNotAtomic" in _busy(agent, home, "passthrough=auto")
