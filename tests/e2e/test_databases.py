@@ -1,5 +1,6 @@
 """Databases that are written to while a snapshot or a clone is made of their volume, on every kind of pool."""
 
+# ruff: noqa: F401, F811  # fixtures of elsewhere: the table of pools
 from __future__ import annotations
 
 import contextlib
@@ -14,9 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import LoopFs
 from tests.e2e.test_snapshots import CLASS, FILLED, FROM_CLAIM, FROM_SNAPSHOT, mounted, take
-from tests.pools.backends import BACKENDS, Backend
+from tests.pools.test_drivers import backend, place
 from tests.support import postgres
 from tests.support.agent import Agent
 from tests.support.polling import eventually
@@ -39,27 +39,9 @@ spec: {accessModes: [ReadWriteOnce], resources: {requests: {storage: %s}}}
 """
 
 
-@pytest.fixture(params=BACKENDS, ids=lambda b: b.name)
-def backend(request: pytest.FixtureRequest) -> Backend:
-    """Each entry of the table of pools that this machine can run."""
-    found: Backend = request.param
-    if why := found.missing():
-        pytest.skip(why)
-    return found
-
-
-@pytest.fixture
-def home(request: pytest.FixtureRequest, backend: Backend, loop_fs: LoopFs, workdir: Path) -> Path:
-    """An empty directory for a pool there."""
-    if backend.fixture:
-        found: Path = request.getfixturevalue(backend.fixture)
-        return found
-    return backend.make(loop_fs, workdir)
-
-
-def claim_on(agent: Agent, home: Path, size: str, option: str = "passthrough=off") -> Path:
-    """The claim `data` on a new pool at *home*, mounted."""
-    agent.ok("pool", "create", "home", "--path", str(home))
+def claim_on(agent: Agent, place: Path, size: str, option: str = "passthrough=off") -> Path:
+    """The claim `data` on a new pool at *place*, mounted."""
+    agent.ok("pool", "create", "home", "--path", str(place))
     agent.ok("delete", "sc", "fusevol")  # of two default classes the newer counts, by whole seconds
     agent.apply(CLASS)
     agent.apply(HOME % (option, size))
@@ -108,9 +90,9 @@ def whole(file: Path, rows: int = ROWS) -> bool:
         return sound and database.execute("SELECT sum(money), count(*) FROM t").fetchone() == (100 * rows, rows)
 
 
-def test_sqlite(home: Path, agent: Agent) -> None:
+def test_sqlite(place: Path, agent: Agent) -> None:
     """A snapshot, and a clone, that are made while a program writes are one moment: the database in them is whole."""
-    bank = Bank(claim_on(agent, home, "64Mi") / "db")
+    bank = Bank(claim_on(agent, place, "64Mi") / "db")
     try:
         for name in ("one", "two"):
             seen = bank.transactions
@@ -126,7 +108,7 @@ def test_sqlite(home: Path, agent: Agent) -> None:
         bank.end()
 
     assert whole(bank.file)
-    assert len(list((home / "volumes").iterdir())) == 5
+    assert len(list((place / "volumes").iterdir())) == 5
     assert "NotAtomic" not in agent.ok("events", "-A")
 
 
@@ -174,9 +156,9 @@ def recovered(server: Postgres, cluster: Path, at_least: int) -> None:
         server.stop(cluster)
 
 
-def test_postgresql(template: Postgres, home: Path, agent: Agent) -> None:
+def test_postgresql(template: Postgres, place: Path, agent: Agent) -> None:
     """PostgreSQL starts on what was a snapshot, and on a clone, of the volume that it was busy on."""
-    target = claim_on(agent, home, "128Mi")
+    target = claim_on(agent, place, "128Mi")
     template.copy_to(target)
     cluster, second = target / "cluster", other(template, "second")
     template.start(cluster)

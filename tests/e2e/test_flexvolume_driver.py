@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from fusevol.transport import mount
+from tests.e2e.test_flexvolume import options
 from tests.support.agent import Agent
 
 pytestmark = pytest.mark.root
@@ -68,20 +69,6 @@ def call(agent: Agent, driver: Path) -> Call:
 
 def _no_number(name: str) -> None:
     raise AssertionError(f"{name} is no JSON")
-
-
-def options(**own: str) -> str:
-    """What a kubelet passes, with our own options (``_`` for ``/`` after fusevol)."""
-    given = {
-        "kubernetes.io/fsType": "",
-        "kubernetes.io/readwrite": "rw",
-        "kubernetes.io/pvOrVolumeName": "v",
-        "kubernetes.io/pod.name": "web-0",
-        "kubernetes.io/pod.namespace": "default",
-        "kubernetes.io/pod.uid": "0f3c6dd1-0000-4000-8000-000000000000",
-        "kubernetes.io/serviceAccount.name": "default",
-    }
-    return json.dumps({**given, **{k.replace("fusevol_", "fusevol/"): v for k, v in own.items()}})
 
 
 SUCCESS = {"status": "Success"}

@@ -25,7 +25,7 @@ from tests.support.guest import POLL, TREE, Guest, GuestError
 KERNELS = tuple(os.environ.get("FUSEVOL_GUEST_KERNELS", "6.12 6.1").split())
 EVERYTHING = "FUSEVOL_GUEST_KERNELS" in os.environ
 """Whether a test runs on all of them, even if its marker names some: for people, not in CI."""
-SECONDS = float(os.environ.get("FUSEVOL_GUEST_SECONDS", "300"))
+SECONDS = float(os.environ.get("FUSEVOL_GUEST_SECONDS", "900"))
 """After which a guest is given up, counted from its boot."""
 REPORTS = "FUSEVOL_GUESTREPORTS"
 _EXPECTED_SKIPS = TREE / "tests" / "expected-skips.txt"
