@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from agent.cli import fieldpaths, listings, output, sorting, templates
-from agent.cli.grammar import TEMPLATES
+from agent.cli.grammar.common import TEMPLATES
 from agent.cli.resources import (
     DEFAULT_NAMESPACE,
     Selection,

@@ -1,0 +1,1 @@
+"""The grammar of each command, by what the commands are about."""
