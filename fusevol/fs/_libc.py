@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import struct
 from typing import Any, Final
 
 from fusevol.fs.types import NOW
@@ -24,7 +23,6 @@ RENAME_EXCHANGE: Final = 2
 RENAME_WHITEOUT: Final = 4
 FALLOC_FL_KEEP_SIZE: Final = 1
 FALLOC_FL_PUNCH_HOLE: Final = 2
-_DIRENT: Final = struct.Struct("=QqHB")
 _MAX_HANDLE: Final = 128
 _HANDLE_HEADER: Final = 8
 
@@ -160,22 +158,11 @@ def statx(fd: int, mask: int) -> bytes:
     return buffer.raw
 
 
-def directory_entries(fd: int, offset: int) -> list[tuple[bytes, int, int, int]]:
-    """The names of the open directory *fd* from *offset* on, ``.`` and ``..`` too.
-
-    Each with inode number, ``DT_*`` type, and the offset after it: a cookie of the backing store.
-    """
+def getdents(fd: int, offset: int, size: int) -> bytes:
+    """The records of the open directory *fd* from *offset* on, as many as fit in *size* bytes (getdents64(2))."""
     os.lseek(fd, offset, os.SEEK_SET)
-    buffer = ctypes.create_string_buffer(1 << 16)
-    found: list[tuple[bytes, int, int, int]] = []
-    while (size := _getdents64(fd, buffer, 1 << 16)) > 0:
-        raw = ctypes.string_at(buffer, size)
-        at = 0
-        while at < size:
-            # struct linux_dirent64: u64 ino, s64 off, u16 reclen, u8 type, name
-            ino, after, length, kind = _DIRENT.unpack_from(raw, at)
-            found.append((raw[at + 19 : raw.index(0, at + 19)], ino, kind, after))
-            at += length
-    if size < 0:
+    buffer = ctypes.create_string_buffer(size)
+    found: int = _getdents64(fd, buffer, size)
+    if found < 0:
         raise _fail()
-    return found
+    return ctypes.string_at(buffer, found)

@@ -30,17 +30,14 @@ class OpenFile:
 
 
 class OpenDirectory:
-    """A directory that is open, and its names as they were when it was last read from the start."""
+    """A directory that is open."""
 
-    __slots__ = ("entries", "fd", "flags", "index", "node", "where")
+    __slots__ = ("fd", "flags", "node", "where")
 
     def __init__(self, node: Node, fd: int) -> None:
         self.node = node
         self.fd = fd
         self.flags = os.O_DIRECTORY
-        self.entries: list[tuple[bytes, int, int, int]] | None = None
-        self.index: dict[int, int] = {}
-        """Which of ``entries`` comes after an offset; made when it is asked for."""
         self.where = -1
         """Its record in the session memory, if there is one."""
 

@@ -16,7 +16,7 @@ import os
 import stat
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from time import monotonic
 from typing import Final, NamedTuple
 
@@ -29,7 +29,7 @@ from fusevol.fs.names import DROPPED, failure
 from fusevol.fs.node import Node
 from fusevol.fs.nodes import Nodes
 from fusevol.fs.recovery import settle_unfinished
-from fusevol.fs.types import CACHE_EXCLUSIVE, CachePolicy, DirEntry, Quota, StatFs, Usage
+from fusevol.fs.types import CACHE_EXCLUSIVE, CachePolicy, Quota, StatFs, Usage
 from fusevol.fs.writing import Writer
 from fusevol.usage import Measured, Meter
 
@@ -282,27 +282,14 @@ class FileSystem(Attributes):
             nodes.unpin(found)
         return self._dirs.add(OpenDirectory(found, fd))
 
-    def readdir(self, fh: int, offset: int) -> Iterator[DirEntry]:
-        """Names after *offset*, ``.`` and ``..`` included, as they were when *offset* was last 0.
+    def readdir(self, fh: int, offset: int, size: int) -> bytes:
+        """A block of names after *offset*, ``.`` and ``..`` included, of up to *size* bytes; empty at the end. See
+        :mod:`fusevol.fs.listing`.
 
-        Offsets are the backing store's, so that they mean the same to a later server.
+        Offsets are the backing store's, so that they mean the same to a later server. Raises ``OSError(EINVAL)`` when
+        not even one name fits.
         """
-        directory = self._dirs.get(fh)
-        entries = directory.entries
-        start = 0
-        if offset == 0 or entries is None:
-            entries = directory.entries = _libc.directory_entries(directory.fd, offset)
-            directory.index = {}
-        else:
-            if not directory.index:
-                directory.index = {after: at + 1 for at, (_, _, _, after) in enumerate(entries)}
-            found = directory.index.get(offset)
-            if found is None:  # an offset of an earlier reading (seekdir(3))
-                entries = _libc.directory_entries(directory.fd, offset)
-            else:
-                start = found
-        for at in range(start, len(entries)):
-            yield DirEntry._make(entries[at])
+        return _libc.getdents(self._dirs.get(fh).fd, offset, size)
 
     def releasedir(self, fh: int) -> None:
         """Close a directory."""

@@ -34,6 +34,8 @@ from fusevol.fs.memory import UNCOUNTED, UNKNOWN, Memory
 from fusevol.fs.node import Node, stale
 from fusevol.fs.types import ROOT_NODE
 
+_TRIES: Final = 64
+"""How many nodes are looked at when descriptors are to be closed."""
 _PATH: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -171,7 +173,8 @@ class Nodes(Heir):
                 return node.fd
             node.fd = fd
             self._open[node] = None
-            self._evict()
+            if len(self._open) > self._limit:
+                self._evict()
             return fd
 
     def _open_again(self, node: Node) -> int:
@@ -194,9 +197,11 @@ class Nodes(Heir):
         return fd
 
     def _evict(self) -> None:
-        """Close what is used least until the limit holds. Called with the lock."""
-        tries = min(len(self._open), 64)
-        while len(self._open) > self._limit and tries:
+        """Close what is used least until the limit holds, and a few more: not every new node shall come here. Called
+        with the lock."""
+        tries = min(len(self._open), _TRIES)
+        enough = self._limit - min(self._limit, _TRIES) // 2
+        while len(self._open) > enough and tries:
             tries -= 1
             node = next(iter(self._open))
             if node.pins or node.unlinked or not self._can_reopen(node):

@@ -27,11 +27,13 @@ import contextlib
 import errno
 import logging
 import os
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, TypeVar
 
 from fusevol.fs import FileSystem
-from fusevol.fs.types import ROOT_NODE, Caller, Entry, SetAttr
+from fusevol.fs.listing import entries
+from fusevol.fs.types import ROOT_NODE, Caller, DirEntry, Entry, SetAttr
 from fusevol.transport._entries import NameOnly, absent, attributes
 from fusevol.transport._load import load
 from fusevol.transport.ending import Ending
@@ -49,6 +51,8 @@ log = logging.getLogger(__name__)
 _REMEMBERED: Final = 512
 """How many big directories the listing policy keeps in mind."""
 
+_BLOCK: Final = 32 << 10
+"""How much of a directory is read at once, in bytes."""
 _OF_OPEN_FILE: Final = frozenset({"read", "write", "fsync", "release"})
 _OF_OPEN_DIRECTORY: Final = frozenset({"readdir", "releasedir", "fsyncdir"})
 """Operations whose first argument is a handle."""
@@ -84,6 +88,17 @@ def _handler(
     return handle
 
 
+class _OpenDirectory:
+    """A directory that is open, and what was read of it from ``offset`` on, but has not gone into an answer yet."""
+
+    __slots__ = ("left", "node", "offset")
+
+    def __init__(self, node: int) -> None:
+        self.node = node
+        self.offset = 0
+        self.left: deque[DirEntry] = deque()
+
+
 class Adapter(pyfuse3.Operations):
     """Serves *fs*. Its :attr:`pump` is told what each thread does, and before what is expected to take long."""
 
@@ -109,8 +124,7 @@ class Adapter(pyfuse3.Operations):
         self._entry, self._attr, self._negative, self._keep_pages = fs.cache
         self._absent = absent(self._negative) if self._negative > 0 else None
         self._bugs: set[tuple[str, str]] = set()
-        self._open_dirs: dict[int, int] = {}
-        """Node of each open directory."""
+        self._open_dirs: dict[int, _OpenDirectory] = {}
         self._bare: dict[int, None] = {}
         """Nodes of directories that were listed without attributes, oldest first."""
         self._wanted: dict[int, None] = {}
@@ -123,7 +137,7 @@ class Adapter(pyfuse3.Operations):
         if operation in _OF_OPEN_FILE:
             node = self.fs.node_of(node)
         elif operation in _OF_OPEN_DIRECTORY:
-            node = self._open_dirs.get(node, 0)
+            node = self._open_dirs[node].node if node in self._open_dirs else 0
         elif not isinstance(node, int):  # statfs, forget
             node = ROOT_NODE
         name = arguments[1] if len(arguments) > 1 and isinstance(arguments[1], bytes) else b""
@@ -307,13 +321,13 @@ class Adapter(pyfuse3.Operations):
     @_handler
     def opendir(self, node: int, _ctx: pyfuse3.RequestContext) -> int:
         fh = self.fs.opendir(node)
-        self._open_dirs[fh] = node
+        self._open_dirs[fh] = _OpenDirectory(node)
         return fh
 
     @_handler
     def readdir(self, fh: int, offset: int, token: pyfuse3.ReaddirToken) -> None:
-        node = self._open_dirs[fh]
-        names: Iterable[Any] = self.fs.readdir(fh, offset)
+        node = self._open_dirs[fh].node
+        names = self._names_after(fh, offset)
         if offset == 0:
             self._wanted.pop(node, None)  # what is cached since then is not asked for again
         if offset == 0 or node in self._wanted or not NameOnly.available:
@@ -324,6 +338,22 @@ class Adapter(pyfuse3.Operations):
         for name, ino, kind, after in names:
             if not reply(token, name, only.set(ino, kind), after):
                 return
+
+    def _names_after(self, fh: int, offset: int) -> Iterator[DirEntry]:
+        """The names after *offset*. Of those that were read, the last one given and all after it stay for the next
+        request: seeking back is not the same where offsets are places in a list (tmpfs before Linux 6.6)."""
+        directory = self._open_dirs[fh]
+        left = directory.left
+        if offset == 0 or offset != directory.offset:
+            left.clear()
+        while True:
+            if not left:
+                left.extend(entries(self.fs.readdir(fh, offset, _BLOCK)))
+            if not left:
+                return
+            directory.offset = offset
+            yield left[0]
+            offset = left.popleft().offset
 
     def _list_with_attributes(self, node: int, names: Iterable[Any], token: pyfuse3.ReaddirToken) -> None:
         fs, only, reply = self.fs, NameOnly(), pyfuse3.readdir_reply

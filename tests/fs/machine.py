@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from fusevol.fs import FileSystem
+from fusevol.fs.listing import entries
 from fusevol.fs.types import ROOT_NODE, Caller, SetAttr
 from fusevol.quota.ledger import Ledger
 
@@ -314,7 +315,7 @@ class Direct:
 
         def walk(node: int, at: str) -> None:
             fh = self.fs.opendir(node)
-            names = [e.name for e in self.fs.readdir(fh, 0) if e.name not in {b".", b".."}]
+            names = [e.name for e in entries(self.fs.readdir(fh, 0, 1 << 20)) if e.name not in {b".", b".."}]
             self.fs.releasedir(fh)
             for name in sorted(names):
                 path = f"{at}{name.decode()}"

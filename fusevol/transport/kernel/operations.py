@@ -14,6 +14,7 @@ kernel's own, since one node mounts the volume.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -24,6 +25,7 @@ from struct import error as StructError  # noqa: N812  # an exception's name
 from typing import Any, Final
 
 from fusevol.fs import FileSystem
+from fusevol.fs.listing import entries
 from fusevol.fs.types import NOW, Caller, Entry, SetAttr
 from fusevol.transport.hangs import Request
 from fusevol.transport.kernel import protocol as p
@@ -415,38 +417,21 @@ class Operations:
     @handles(Op.READDIR, p.READ_IN)
     def readdir(self, _node: int, fields: tuple[int, ...], _rest: memoryview, _ids: Any) -> bytes:
         fh, offset, room = fields[:3]
-        page = bytearray()
-        pack = p.DIRENT.pack
-        for name, ino, kind, after in self._fs.readdir(fh, offset):
-            size = 24 + len(name)
-            size += -size % 8
-            room -= size
-            if room < 0:
-                break
-            page += pack(ino, after, len(name), kind) + name.ljust(size - 24, b"\0")
-        return bytes(page)
+        return p.dirents(self._fs.readdir(fh, offset, room * 3 // 4))  # of 24 bytes there can become 32
 
     @handles(Op.READDIRPLUS, p.READ_IN)
     def readdirplus(self, node: int, fields: tuple[int, ...], _rest: memoryview, _ids: Any) -> bytes:
         fh, offset, room = fields[:3]
         fs, page = self._fs, bytearray()
         nameless = bytes(p.ENTRY_OUT.size + p.ATTR.size)
-        for name, ino, kind, after in fs.readdir(fh, offset):
-            size = 152 + len(name)
-            size += -size % 8
-            room -= size
-            if room < 0:
-                break
+        for name, ino, kind, after in entries(fs.readdir(fh, offset, room * 3 // 20)):  # of 24 there can become 160
             entry = nameless
             if name not in {b".", b".."}:  # the kernel takes no attributes for these
-                try:
+                # Removed meanwhile, or not to be read: no reason to fail the listing. The name must be there all the
+                # same, for the listing goes on after it; whoever asks for it is told.
+                with contextlib.suppress(OSError):
                     entry = self._entry(fs.lookup(node, name))
-                except FileNotFoundError:
-                    room += size
-                    continue  # removed meanwhile
-                except OSError:
-                    pass  # an inode that cannot be read is no reason to fail the listing: whoever asks for it is told
-            page += entry + p.DIRENT.pack(ino, after, len(name), kind) + name.ljust(size - 152, b"\0")
+            page += entry + p.dirent(name, ino, kind, after)
         return bytes(page)
 
     @handles(Op.RELEASEDIR, p.RELEASE_IN)

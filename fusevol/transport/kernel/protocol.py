@@ -12,6 +12,8 @@ from enum import IntEnum
 from struct import Struct
 from typing import Final
 
+from fusevol.fs.listing import RECORD
+
 MAJOR: Final = 7
 MINOR: Final = 45
 OLDEST_MINOR: Final = 31
@@ -194,6 +196,38 @@ def pack_attr(st: os.stat_result) -> bytes:
         st.st_blksize,
         0,
     )
+
+
+class _Dirents(dict[int, Struct]):
+    """The layout of ``struct fuse_dirent`` with a name of so many bytes: as DIRENT, but inode and offset as they come.
+
+    One for each length, since the padding is part of it: packing a name this way takes half the time.
+    """
+
+    def __missing__(self, length: int) -> Struct:
+        found = self[length] = Struct(f"=16sII{length}s{-length % 8}x")
+        return found
+
+
+_DIRENTS: Final = _Dirents()
+
+
+def dirent(name: bytes, ino: int, kind: int, after: int) -> bytes:
+    """``struct fuse_dirent`` of a name."""
+    return DIRENT.pack(ino, after, len(name), kind) + name.ljust(len(name) + -len(name) % 8, b"\0")
+
+
+def dirents(block: bytes) -> bytes:
+    """``struct fuse_dirent`` of all names in *block* (:mod:`fusevol.fs.listing`), up to a quarter shorter."""
+    found: list[bytes] = []
+    add, zero, at, header = found.append, block.index, 0, RECORD.size
+    while at < len(block):
+        start = at + header
+        end = zero(0, start)
+        length = end - start
+        add(_DIRENTS[length].pack(block[at : at + 16], length, block[start - 1], block[start:end]))
+        at += (header + length + 8) & ~7  # as the kernel aligns them, with at least one zero
+    return b"".join(found)
 
 
 def seconds(value: float) -> tuple[int, int]:

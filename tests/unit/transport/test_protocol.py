@@ -6,6 +6,7 @@ import errno
 import os
 import re
 import shutil
+import struct
 import subprocess
 from pathlib import Path
 from struct import Struct
@@ -13,11 +14,14 @@ from typing import Final
 
 import pytest
 
+from fusevol.fs import _libc
+from fusevol.fs.listing import entries
 from fusevol.transport.kernel import features
 from fusevol.transport.kernel import protocol as p
 
 HEADER: Final = Path("/usr/include/linux/fuse.h")
 
+ENTRY_SIZE: Final = p.ENTRY_OUT.size + p.ATTR.size
 STRUCTS: Final = {
     "fuse_in_header": (p.IN_HEADER, "len opcode unique nodeid uid gid pid"),
     "fuse_out_header": (p.OUT_HEADER, "len error unique"),
@@ -181,3 +185,31 @@ def test_names_that_do_not_end(text: bytes, count: int) -> None:
         p.names(text, count)
 
     assert refused.value.errno == errno.EINVAL
+
+
+@pytest.mark.parametrize("room", [4096, 32768, 131072])
+def test_blocks_of_names_fit(tmp_path: Path, room: int) -> None:
+    """What is read of a directory for an answer fits into it whole, with and without attributes."""
+    made = {b"x" * length for length in range(1, 256)} | {b"%03d" % number for number in range(500)}
+    for name in made:
+        (tmp_path / name.decode()).touch()
+    fd = os.open(tmp_path, os.O_RDONLY)
+    try:
+        for share, extra in ((room * 3 // 4, 0), (room * 3 // 20, ENTRY_SIZE)):
+            found, offset = [], 0
+            while block := _libc.getdents(fd, offset, share):
+                page = p.dirents(block)
+                listed = list(entries(block))
+                assert page == b"".join(p.dirent(name, ino, kind, after) for name, ino, kind, after in listed)
+                assert len(page) + len(listed) * extra <= room
+                found += [name for name, *_ in listed]
+                offset = listed[-1].offset
+            assert sorted(found) == sorted({*made, b".", b".."})
+    finally:
+        os.close(fd)
+
+
+def test_dirent_is_the_kernels() -> None:
+    """Inode, offset, length, type, name and zeros up to the next eight bytes (FUSE_DIRENT_ALIGN in linux/fuse.h)."""
+    assert p.dirent(b"abc", 7, 8, 9) == struct.pack("=QQII8s", 7, 9, 3, 8, b"abc")
+    assert p.dirent(b"abcdefgh", 7, 8, 9) == struct.pack("=QQII8s", 7, 9, 8, 8, b"abcdefgh")
