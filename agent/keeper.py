@@ -38,6 +38,8 @@ server died, too, waits for it."""
 
 _ANOTHER: Final = 0.2
 """Seconds between two looks for a keeper that somebody else starts."""
+_MOVE_AGAIN: Final = (2.0, 600.0)
+"""Seconds until mounts that could not be moved to this version are tried again: at first, and at most."""
 _NOBODY: Final = (
     "No keeper is there, and the configuration says that this agent starts none: see that `fusevol keeper` runs."
 )
@@ -254,11 +256,24 @@ class KeeperLink:
         return Upgrade(before.version, after, launched.moved)
 
     async def _upgrade_found(self, found: KeeperInfo) -> None:
+        """Move the mounts of *found*; if that cannot be now (a storage may hang for a moment), then later.
+
+        A reason is told once, until there is another.
+        """
         log.info("The keeper (pid %d) is of version %s: its mounts are moved.", found.pid, found.version)
-        try:
-            await self.upgrade()
-        except FusevolError as e:
-            log.warning("%s", e)
+        pause, told = _MOVE_AGAIN[0], ""
+        while not found.ended.is_set():
+            try:
+                await self.upgrade()
+            except ConflictError:
+                pass  # somebody has asked for one
+            except FusevolError as e:
+                if str(e) != told:
+                    log.warning("%s", e)
+                told = str(e)
+            with trio.move_on_after(pause):
+                await found.ended.wait()
+            pause = min(2 * pause, _MOVE_AGAIN[1])
 
     async def _found(self) -> KeeperInfo | None:
         """The keeper that an earlier agent started, or that took over; unless we do not understand each other."""

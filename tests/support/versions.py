@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -22,7 +23,7 @@ class Versions:
 
     def install(self, version: str, changes: Mapping[str, tuple[str, str]] | None = None) -> None:
         """Have *version* in place of what was installed. *changes*: for a file of ours a text and what it becomes."""
-        copy = self._directory / f"code-{version}"
+        copy = Path(tempfile.mkdtemp(prefix=f"code-{version}-", dir=self._directory))
         for package in _PACKAGES:
             shutil.copytree(_ROOT / package, copy / package, ignore=shutil.ignore_patterns("__pycache__"))
         own = copy / "fusevol" / "__init__.py"
