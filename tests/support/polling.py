@@ -10,8 +10,8 @@ from typing import TypeVar
 from tests.support.guest import INSIDE
 
 T = TypeVar("T")
-_PATIENCE = 5.0 if INSIDE in os.environ else 1.0
-"""A guest's processors are emulated."""
+PATIENCE = 5.0 if INSIDE in os.environ else 1.0
+"""How many times as long as elsewhere to wait: a guest's processors are emulated."""
 
 
 def eventually(condition: Callable[[], T], timeout: float = 10.0, *, what: str = "", interval: float = 0.01) -> T:
@@ -20,7 +20,7 @@ def eventually(condition: Callable[[], T], timeout: float = 10.0, *, what: str =
 
     An ``AssertionError`` or ``OSError`` of the condition counts as "not yet", and is the cause of the failure.
     """
-    timeout *= _PATIENCE
+    timeout *= PATIENCE
     end = time.monotonic() + timeout
     while True:
         cause: Exception | None = None

@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from tests.support.polling import PATIENCE
+
 SCALE: Final = 2
 """200,000 rows, 30 MiB: more than the server's own cache."""
 CLIENTS: Final = 2
 _OPTIONS: Final = "-c listen_addresses='' -c shared_buffers=16MB -c autovacuum=off"
-_PATIENCE_S: Final = 60
+_PATIENCE_S: Final = int(60 * PATIENCE)
 _TPS: Final = re.compile(r"^tps = ([0-9.]+) ", re.MULTILINE)
 
 
@@ -70,12 +72,25 @@ class Postgres:
         less = " -c max_wal_size=8MB" if self.small else ""
         options = f"{_OPTIONS}{less} -c unix_socket_directories={self.sockets}"
         log = self.sockets / "log"
-        self._run("pg_ctl", "--silent", "-w", "-D", str(cluster), "-l", str(log), "-o", options, "start")
+        self._run(
+            "pg_ctl",
+            "--silent",
+            "-w",
+            "-t",
+            str(_PATIENCE_S),
+            "-D",
+            str(cluster),
+            "-l",
+            str(log),
+            "-o",
+            options,
+            "start",
+        )
 
     def stop(self, cluster: Path) -> None:
         """End its server, if it has one."""
         if (cluster / "postmaster.pid").exists():
-            self._run("pg_ctl", "--silent", "-w", "-m", "fast", "-D", str(cluster), "stop")
+            self._run("pg_ctl", "--silent", "-w", "-t", str(_PATIENCE_S), "-m", "fast", "-D", str(cluster), "stop")
 
     def ask(self, query: str) -> str:
         """What the server that runs says, as psql prints it: a line per row, columns between bars."""
