@@ -39,7 +39,7 @@ TABLE: Final = (
     Feature("passthrough", 37, "6.9", "all file data goes through the volume server"),
     Feature("has-resend", 39, "6.9", "a request in flight is lost with its server"),
     Feature("allow-idmap", 40, "6.12", "no idmapped mounts: pods in user namespaces cannot use the volume"),
-    Feature("over-io-uring", 41, "6.14", "metadata takes about three times as long"),
+    Feature("over-io-uring", 41, "6.14", "requests come over /dev/fuse"),
     Feature("request-timeout", 42, "6.15", "`abort_after_s` is kept by volume server and agent alone"),
 )
 
