@@ -319,11 +319,13 @@ async def _remount(mounter: Mounter, pod_controller: PodController, heal: WorkQu
                 heal.add(row.mount_id or row.target)
 
     missing = [row for row in await mounter.missing() if not row.pod or row.pod in staying]
+    pods = {row.pod for row in missing if row.pod}
+    await pod_controller.unready(pods)
     async with trio.open_nursery() as nursery:
         for row in missing:
             if not row.dependent:
                 nursery.start_soon(again, row)
-    await pod_controller.restore({row.pod for row in missing if row.dependent})
+    await pod_controller.restore(pods)
 
 
 async def _after_boot(store: Store) -> None:

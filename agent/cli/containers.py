@@ -12,6 +12,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from agent.cli.backoff import restarts
 from agent.cli.podman import LABEL_CONTAINER, LABEL_NAME, LABEL_NAMESPACE, LABEL_UID
 from agent.cli.supervision import Watched
 from agent.volumes.environment import expand
@@ -125,6 +126,17 @@ def all_containers(pod: Obj) -> tuple[Sequence[Obj], Sequence[Obj]]:
 def sidecars(pod: Obj) -> list[Obj]:
     """The init containers that go on beside the others."""
     return [c for c in pod["spec"].get("initContainers") or [] if c.get("restartPolicy") == "Always"]
+
+
+def due(pod: Obj) -> list[Obj]:
+    """The containers that a kubelet would start after its machine has started again, as the restartPolicy says.
+
+    One that ran at the machine's end counts as failed. None for a Pod that ``fusevol run`` has not run.
+    """
+    policy = str(pod["spec"].get("restartPolicy") or "Always")
+    known = {entry["name"]: entry.get("state") or {} for entry in pod.get("status", {}).get("containerStatuses") or []}
+    ended = {name: int(state.get("terminated", {"exitCode": 1}).get("exitCode", 1)) for name, state in known.items()}
+    return [c for c in pod["spec"]["containers"] if c["name"] in ended and restarts(policy, ended[c["name"]])]
 
 
 def of(pod: Obj) -> dict[str, str]:

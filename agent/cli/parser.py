@@ -42,8 +42,8 @@ def build() -> argparse.ArgumentParser:
         nodes.add_agent, nodes.add_keeper, objects.add_apply, objects.add_create, objects.add_replace,
         objects.add_get, objects.add_describe, objects.add_delete, objects.add_label, objects.add_annotate,
         objects.add_patch, objects.add_wait, volumes.add_mount, volumes.add_umount, volumes.add_pool,
-        volumes.add_trash, pods.add_run, pods.add_logs, pods.add_exec, pods.add_restart, objects.add_events,
-        objects.add_resize, volumes.add_move, volumes.add_top, objects.add_diff, objects.add_edit,
+        volumes.add_trash, pods.add_run, pods.add_logs, pods.add_exec, pods.add_restart, pods.add_resume,
+        objects.add_events, objects.add_resize, volumes.add_move, volumes.add_top, objects.add_diff, objects.add_edit,
         objects.add_explain, objects.add_api_resources, nodes.add_completion, nodes.add_doctor, nodes.add_upgrade,
         nodes.add_flexvolume, nodes.add_version,
     ):  # fmt: skip

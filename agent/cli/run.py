@@ -12,6 +12,7 @@ import re
 import shlex
 import time
 from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,11 +64,22 @@ def command(options: Namespace) -> int:
     if podman is None:
         _print_arguments(ready)
         return EXIT_OK
-    return _run(client, podman, ready, options)
+    init, main = containers.all_containers(ready)
+    code = run_containers(client, podman, ready, init, main, detach=options.detach, longest=options.max_restart_period)
+    if options.remove:
+        remove_containers(client, ready, 0)
+        delete_object(client, ready, timeout=options.timeout)
+    return code
 
 
-def _run(client: Client, podman: Podman, pod: Obj, options: Namespace) -> int:
-    init, main = containers.all_containers(pod)
+def run_containers(
+    client: Client, podman: Podman, pod: Obj, init: Sequence[Obj], main: Sequence[Obj], *, detach: bool, longest: float
+) -> int:
+    """Have the containers *init* of *pod* end one after the other, then *main* run; all are watched from then on.
+
+    Returns at once with *detach*, otherwise when they have ended for good: 0 if all succeeded. *longest*: seconds of
+    the longest back-off. Raises :class:`FusevolError`.
+    """
     policy = str(pod["spec"].get("restartPolicy") or "Always")
     beside = containers.sidecars(pod)
     supervision.end(client, pod["metadata"]["uid"])  # from now on it is this command that watches
@@ -79,24 +91,21 @@ def _run(client: Client, podman: Podman, pod: Obj, options: Namespace) -> int:
             group.names.append(containers.container_name(pod, container))
             start(client, podman, pod, container)
             if container not in beside:
-                foreground.finish_init(podman, pod, container, longest=options.max_restart_period, report=report)
+                foreground.finish_init(podman, pod, container, longest=longest, report=report)
         names = [containers.container_name(pod, c) for c in main]
         for name, container in zip(names, main, strict=True):
             group.names.append(name)
             start(client, podman, pod, container)
-        if options.detach:
-            supervision.begin(client, pod["metadata"]["uid"], containers.watched(pod, options.max_restart_period))
+        if detach:
+            supervision.begin(client, pod["metadata"]["uid"], containers.watched(pod, longest))
             for name in names:
                 print(name)
             return EXIT_OK
         helpers = [containers.container_name(pod, c) for c in beside]
         shown = {n: c["name"] for n, c in zip(names, main, strict=True)}
-        code = group.follow(shown, policy, longest=options.max_restart_period, report=report, sidecars=helpers)
+        code = group.follow(shown, policy, longest=longest, report=report, sidecars=helpers)
         if helpers:
             podman.try_run("stop", *helpers)
-    if options.remove:
-        remove_containers(client, pod, 0)
-        delete_object(client, pod, timeout=options.timeout)
     return code
 
 

@@ -249,6 +249,18 @@ def end(client: Client, uid: str) -> float | None:
     return found
 
 
+def is_watched(client: Client, uid: str) -> bool:
+    """Whether a process in the background watches the Pod."""
+    try:
+        with lock_file(client, uid).open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        pass
+    return False
+
+
 def main(argv: Sequence[str]) -> int:
     """Watch one Pod until its containers have ended for good or are gone. No agent is needed for that."""
     place, watched = Path(argv[0]), Watched(**json.loads(argv[1]))

@@ -21,7 +21,7 @@ from agent.volumes import contents, ephemeral, hostpath, orphans, persistent, pl
 from agent.volumes.attachments import Attachment
 from agent.volumes.mounter import Mounter
 from agent.volumes.node import Node
-from agent.volumes.pods import FINALIZER, READY, claims_to_make, container_mounts, plan
+from agent.volumes.pods import FINALIZER, READY, claims_to_make, container_mounts, is_ready, plan
 from agent.volumes.wanted import Context, Problem, Wanted
 from fusevol import objects
 from fusevol.errors import AlreadyExistsError, FusevolError, InvalidError, NotFoundError, UnavailableError
@@ -81,6 +81,17 @@ class PodController:
             await self._store.change(key, _protect, uid=pod["metadata"]["uid"])
         else:
             await self._prepared(key, pod)
+
+    async def unready(self, uids: Collection[str]) -> None:
+        """Say of some Pods that their volumes are not mounted: nobody shall start a container on what is beneath."""
+
+        def write(current: Obj) -> None:
+            _put_condition(current, "False", "NotMounted", "The volumes are being mounted again.")
+
+        for pod in self._store.list("Pod"):
+            if pod["metadata"]["uid"] in uids and is_ready(pod):
+                with contextlib.suppress(NotFoundError):
+                    await self._store.change(objects.key(pod), write, uid=pod["metadata"]["uid"])
 
     async def restore(self, uids: Collection[str]) -> None:
         """Prepare the volumes of some Pods again, whose mounts the machine has lost. For the start.
@@ -238,18 +249,8 @@ class PodController:
         def write(current: Obj) -> None:
             status = current.setdefault("status", {})
             status.setdefault("phase", "Pending")
-            conditions = [c for c in status.get("conditions") or [] if c["type"] != READY]
-            old: Obj = next((c for c in status.get("conditions") or [] if c["type"] == READY), {})
-            state = "False" if blocking else "True"
-            new = {
-                "type": READY,
-                "status": state,
-                "message": message,
-                "reason": "FailedMount" if blocking else "Mounted",
-            }
-            same = old.get("status") == state
-            new["lastTransitionTime"] = old.get("lastTransitionTime", now()) if same else now()
-            status["conditions"] = [*conditions, new]
+            state, reason = ("False", "FailedMount") if blocking else ("True", "Mounted")
+            _put_condition(current, state, reason, message)
             status["volumeMounts"] = [] if blocking else shown
 
         new = await self._store.change(key, write, uid=pod["metadata"]["uid"])
@@ -291,6 +292,16 @@ class PodController:
         kept = await trio.to_thread.run_sync(places.remove_empty_tree, directory)
         if kept:
             log.warning("%s is not empty and stays: look what is in it, and remove it by hand.", kept[0])
+
+
+def _put_condition(pod: Obj, state: str, reason: str, message: str) -> None:
+    """Set the condition VolumesReady."""
+    status = pod.setdefault("status", {})
+    others = [c for c in status.get("conditions") or [] if c["type"] != READY]
+    old: Obj = next((c for c in status.get("conditions") or [] if c["type"] == READY), {})
+    since = old.get("lastTransitionTime", now()) if old.get("status") == state else now()
+    new = {"type": READY, "status": state, "message": message, "reason": reason, "lastTransitionTime": since}
+    status["conditions"] = [*others, new]
 
 
 def _protect(pod: Obj) -> None:

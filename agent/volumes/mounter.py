@@ -226,7 +226,11 @@ class Mounter:
             return None
         async with self.lock(rows[0]):
             rows = self._attachments.of_mount(name)
-            if not rows or name in self._supervisor.servers:
+            if name in self._supervisor.servers:
+                for row in rows:  # who was first has had it served for a target of its own only
+                    await self._mounted(row)
+                return None
+            if not rows:
                 return None
             recent = self._deaths.get(name, deque())
             if len(recent) == DEATHS and recent[-1] - recent[0] < WINDOW:

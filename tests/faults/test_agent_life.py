@@ -174,6 +174,24 @@ def test_a_machine_that_starts_again(attached: Attached) -> None:
         assert attached.points() == before, step
 
 
+@pytest.mark.expect_log("cannot be mounted")
+def test_a_volume_that_comes_back_in_parts(agent: MortalAgent) -> None:
+    """Who attaches a volume again that could not be mounted at the start has all its targets mounted."""
+    volume = agent.pool / "volumes" / api.bound_claim(agent, "data")
+    first, second = agent.directory / "first", agent.directory / "second"
+    api.mount(agent, "data", first)
+    api.mount(agent, "data", second)
+    agent.power_off()
+    hidden = volume.rename(agent.directory / "hidden")
+    agent.start()
+    nothing = mount.is_mounted(first) or mount.is_mounted(second)
+    hidden.rename(volume)
+    api.mount(agent, "data", first)
+    eventually(lambda: mount.is_mounted(second), 20.0, what="the other one is back")
+
+    assert not nothing
+
+
 @pytest.mark.slow
 @pytest.mark.expect_log("did not answer; it has been ended")
 def test_a_server_that_was_only_starting(agent: MortalAgent) -> None:

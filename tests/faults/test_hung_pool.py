@@ -98,6 +98,12 @@ class Node:
         api.mount(self.agent, name, target)
         return target
 
+    def pod(self, name: str, volume: dict[str, Any]) -> None:
+        """Create a Pod with one volume."""
+        containers = [{"name": "main", "image": "busybox", "volumeMounts": [{"name": "v", "mountPath": "/v"}]}]
+        spec = {"containers": containers, "volumes": [{"name": "v", **volume}]}
+        self.agent.client.request("POST", api.path("pod"), {"metadata": {"name": name}, "spec": spec})
+
     def works(self, number: int) -> float:
         """Make, mount, write, read, unmount and delete a claim in the pool that does not hang; the seconds it took."""
         began = time.monotonic()
@@ -218,9 +224,12 @@ def test_an_agent_is_replaced_while_a_pool_hangs(node: Node) -> None:
 
 @pytest.mark.expect_log("m0 .*the connection was aborted")  # the slow storage itself, at the end of the test
 def test_a_start_does_not_wait_for_a_pool(node: Node) -> None:
-    """After a reboot with a pool that hangs the agent is ready without it; its mounts come back when it answers."""
+    """After a reboot with a pool that hangs the agent is ready without it; its mounts come back when it answers, and
+    until then a Pod that has one is not ready."""
     agent = node.agent
     bad, good = node.mounted("bad", "slow"), node.mounted("good", "fusevol")
+    node.pod("p", {"persistentVolumeClaim": {"claimName": "bad"}})
+    eventually(lambda: api.is_ready(agent, "p"), 20, what="the Pod is ready")
     (bad / "f").write_text("bad")
     (good / "f").write_text("good")
     agent.power_off(node.slow.path.parent)
@@ -229,32 +238,28 @@ def test_a_start_does_not_wait_for_a_pool(node: Node) -> None:
         node.start()
         took = time.monotonic() - began
         read = (good / "f").read_text()
-        there = mount.is_mounted(bad)
+        there, ready = mount.is_mounted(bad), api.is_ready(agent, "p")
         node.works(1)
     eventually(lambda: (bad / "f").read_text() == "bad", 20, what="the mount is back")
+    eventually(lambda: api.is_ready(agent, "p"), 90, what="the Pod is ready again")
 
     assert took < 60
     assert read == "good"
     assert not there
+    assert not ready
     assert len(agent.processes()) == 2
 
 
 def test_pods_on_a_path_that_hangs(node: Node) -> None:
     """Forty Pods that want a path which hangs wait and are told why; a Pod that does not is ready at once."""
     agent = node.agent
-
-    def pod(name: str, volume: dict[str, Any]) -> None:
-        containers = [{"name": "main", "image": "busybox", "volumeMounts": [{"name": "v", "mountPath": "/v"}]}]
-        spec = {"containers": containers, "volumes": [{"name": "v", **volume}]}
-        agent.client.request("POST", api.path("pod"), {"metadata": {"name": name}, "spec": spec})
-
     path = node.slow.path.parent / "new"
     with node.slow.hang():
         for i in range(40):
             source = {"path": str(path / str(i)), "type": "DirectoryOrCreate"}
-            pod(f"bad{i}", {"hostPath": source})
+            node.pod(f"bad{i}", {"hostPath": source})
         began = time.monotonic()
-        pod("good", {"emptyDir": {"sizeLimit": "1Mi"}})
+        node.pod("good", {"emptyDir": {"sizeLimit": "1Mi"}})
         eventually(lambda: api.is_ready(agent, "good"), 30, what="the good Pod is ready")
         took = time.monotonic() - began
         eventually(lambda: any("has not answered" in m for m in node.told("bad0")), 30, what="an event says why")

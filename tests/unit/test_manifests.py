@@ -186,11 +186,11 @@ def test_the_monitor_finds_the_agent() -> None:
     assert (endpoint["port"], address.port) == (port["name"], port["containerPort"])
 
 
-def test_systemd_takes_the_unit() -> None:
-    """systemd finds nothing wrong with the unit but that no agent is installed where it looks for one."""
+@pytest.mark.parametrize("unit", sorted((ROOT / "systemd").iterdir()), ids=lambda unit: unit.name)
+def test_systemd_takes_the_unit(unit: Path) -> None:
+    """systemd finds nothing wrong with a unit but that no agent is installed where it looks for one."""
     if shutil.which("systemd-analyze") is None:
         pytest.skip("systemd is not installed")
-    unit = ROOT / "systemd" / "fusevol.service"
     done = subprocess.run(
         ["systemd-analyze", "verify", "--man=no", "--recursive-errors=no", unit],
         check=False,

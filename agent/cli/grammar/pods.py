@@ -24,6 +24,16 @@ def add_run(commands: Commands) -> None:
     parser.add_argument(
         "--rm", action="store_true", dest="remove", help="delete containers and Pod when they have ended"
     )
+    _times(parser)
+
+
+def add_resume(commands: Commands) -> None:
+    """``resume``."""
+    text = "run the Pods again whose containers a reboot has ended"
+    _times(add(commands, "resume", "resume", text, "  systemctl enable fusevol-pods   # does that at each start"))
+
+
+def _times(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--timeout", type=seconds, default=60.0, metavar="TIME", help="how long the volumes may take (default: 60s)"
     )
