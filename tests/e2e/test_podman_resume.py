@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -56,11 +57,16 @@ def _end_of_machine(agent: Agent, podman: Podman) -> None:
         os.kill(watcher, signal.SIGKILL)
         eventually(lambda: not alive(watcher), what="the watcher has ended")  # noqa: B023 - called at once
     shutil.rmtree(place)
-    for name in podman.names():
-        if podman.inspect(name)["State"]["Running"]:
-            podman.kill(name)
-            eventually(lambda: not podman.inspect(name)["State"]["Running"], what="podman knows")  # noqa: B023
+    for found in [podman.inspect(name) for name in podman.names()]:
+        state = found["State"]
+        # who would tell podman of a container's end first
+        for pid in (int(state["ConmonPid"]), int(state["Pid"])) if state["Running"] else ():
+            os.kill(pid, signal.SIGKILL)
+            eventually(lambda: not alive(pid), what="it has ended")  # noqa: B023
+        shutil.rmtree(Path("/run") / found["OCIRuntime"] / found["Id"], ignore_errors=True)
     agent.power_off()
+    for memory in ("tmp", "run"):  # podman finds out by what is missing there that the machine was started again
+        shutil.rmtree(podman.directory / memory)
 
 
 def _running(podman: Podman) -> list[str]:
