@@ -63,6 +63,8 @@ def _end_of_machine(agent: Agent, podman: Podman) -> None:
         for pid in (int(state["ConmonPid"]), int(state["Pid"])) if state["Running"] else ():
             os.kill(pid, signal.SIGKILL)
             eventually(lambda: not alive(pid), what="it has ended")  # noqa: B023
+        for group in Path("/sys/fs/cgroup").glob(f"**/libpod_parent/libpod-{found['Id']}"):
+            group.rmdir()
         shutil.rmtree(Path("/run") / found["OCIRuntime"] / found["Id"], ignore_errors=True)
     agent.power_off()
     for memory in ("tmp", "run"):  # podman finds out by what is missing there that the machine was started again
