@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from agent.cli import supervision
 from tests.support.agent import Agent
 from tests.support.logs import LogCheck
 from tests.support.podman import Podman
@@ -42,6 +43,8 @@ def pod_agent(workdir: Path, logs: LogCheck, podman: Podman) -> Iterator[Agent]:
     try:
         yield running.start()
     finally:
-        # containers first: they hold the mounts
+        # containers first: they hold the mounts; and before them who would start them again while podman removes them
+        for lock in (running.run_dir / "supervisors").glob("*.lock"):
+            supervision.end(running.client, lock.stem)
         podman.clear()
         running.close()
