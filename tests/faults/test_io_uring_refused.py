@@ -141,6 +141,7 @@ def holder(workdir: Path, logs: LogCheck) -> Iterator[Holder]:
         yield holder
     finally:
         rescue.cancel()
+        logs.expect("the connection was aborted")
         for found in mount.below(point):
             mount.abort(found.minor)
             mount.unmount(point, lazy=True)
