@@ -82,6 +82,8 @@ class Mounter:
         self._changed = changed
         self._step = step
         self._locks: WeakValueDictionary[str, trio.Lock] = WeakValueDictionary()
+        self._boots = {"", boot_id()}
+        """Attachments of other boots of the machine are made when they are asked for again."""
         self._deaths: dict[str, deque[float]] = {}
         self._reserved: dict[str, str] = {}
         """Why the volume of a mount cannot be attached now."""
@@ -225,7 +227,7 @@ class Mounter:
             await self._clear_dead(self._directory / name)
             return None
         async with self.lock(rows[0]):
-            rows = self._attachments.of_mount(name)
+            rows = [row for row in self._attachments.of_mount(name) if row.boot in self._boots]
             if name in self._supervisor.servers:
                 for row in rows:  # who was first has had it served for a target of its own only
                     await self._mounted(row)
@@ -289,9 +291,8 @@ class Mounter:
         """The attachments whose targets show nothing, or a mount without its server."""
         table = {m.mountpoint: m for m in await _thread(mount.mounts)}
         found = []
-        boot = boot_id()
         for row in self._attachments:
-            if row.boot not in {"", boot}:
+            if row.boot not in self._boots:
                 continue
             root = table.get(str(self._directory / row.mount_id)) if row.mount_id else None
             alive = not row.mount_id or row.mount_id in self._supervisor.servers
