@@ -147,7 +147,7 @@ class Volumes:
         """What is wrong with a volume (or nothing), as far as that can be said without asking anybody."""
         if self.pools.hangs(pool):
             return f"The pool {pool} does not answer."
-        if self.mounter.of_this_boot(name) and name not in self._supervisor.servers:
+        if self.mounter.attachments.of_mount(name) and name not in self._supervisor.servers:
             return "The volume server has ended, and is not replaced yet."
         return ""
 

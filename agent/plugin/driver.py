@@ -114,7 +114,6 @@ class Driver:
         volume = options.volume_id(name)
         async with self._hold(volume):
             pool, _ = await self._get(name)
-            await self._end_last_boots(volume)
             async with self._mounter.lock(self._attachment(pool, volume)):
                 row = self._mounter.attachments.find(self._target(volume))
                 if row is not None:
@@ -129,8 +128,10 @@ class Driver:
         name, caller = options.check_name(name), _caller(caller)
         volume = options.volume_id(name)
         async with self._hold(volume):
-            await self._end_last_boots(volume)
             row = self._mounter.attachments.find(self._target(volume))
+            if row is not None and row.boot != self._boot:
+                await self._mounter.detach(row.target)  # and with it the callers of that time
+                row = None
             pool = row.pool if row is not None else (await self._get(name))[0]
             row = await self._mounter.attach(self._attachment(pool, volume))
             if caller not in row.user.split("\n"):
@@ -138,12 +139,6 @@ class Driver:
                 await self._mounter.attachments.put(dataclasses.replace(row, user=users, boot=self._boot))
                 self._step("caller counted")
             return row.target
-
-    async def _end_last_boots(self, volume: str) -> None:
-        """Undo an attachment of before the machine was started, and with it the callers of that time: none lives."""
-        row = self._mounter.attachments.find(self._target(volume))
-        if row is not None and row.boot != self._boot:
-            await self._mounter.detach(row.target)
 
     async def unmount(self, name: object, caller: object) -> None:
         """A caller uses a volume no longer; with the last one the mount goes. Nothing to do for an unknown caller."""
@@ -174,10 +169,11 @@ class Driver:
     async def path(self, name: object) -> str:
         """Where a volume is mounted; empty if it is not."""
         name = options.check_name(name)
-        found = self._mountpoint(options.volume_id(name))
-        if not found:
+        row = self._mounter.attachments.find(self._target(options.volume_id(name)))
+        if row is None:
             await self._get(name)
-        return found
+            return ""
+        return row.target
 
     async def list(self) -> list[Obj]:
         """All volumes. One that is not listed would be taken for gone, so all pools have to answer."""
@@ -188,12 +184,8 @@ class Driver:
         return found
 
     def _shown(self, volume: Volume) -> Obj:
-        return {"Name": volume.labels["name"], "Mountpoint": self._mountpoint(volume.id)}
-
-    def _mountpoint(self, volume: str) -> str:
-        """Where a volume is mounted; empty if it is not."""
-        row = self._mounter.attachments.find(self._target(volume))
-        return row.target if row is not None and row.boot == self._boot else ""
+        row = self._mounter.attachments.find(self._target(volume.id))
+        return {"Name": volume.labels["name"], "Mountpoint": row.target if row is not None else ""}
 
     def _target(self, volume: str) -> str:
         return str(self._directory / volume)

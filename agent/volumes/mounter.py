@@ -101,10 +101,6 @@ class Mounter:
         """What is or shall be mounted."""
         return self._attachments
 
-    def of_this_boot(self, name: str) -> list[Attachment]:
-        """The attachments of a mount, but for those that ended with an earlier boot of the machine."""
-        return [row for row in self._attachments.of_mount(name) if row.boot in self._boots]
-
     async def end_all(self, pool: str) -> None:
         """End every mount of a pool whose storage is another one now: each is made again as after a death."""
         names = {row.mount_id for row in self._attachments if row.pool == pool and row.mount_id}
@@ -231,7 +227,7 @@ class Mounter:
             await self._clear_dead(self._directory / name)
             return None
         async with self.lock(rows[0]):
-            rows = self.of_this_boot(name)
+            rows = [row for row in self._attachments.of_mount(name) if row.boot in self._boots]
             if name in self._supervisor.servers:
                 for row in rows:  # who was first has had it served for a target of its own only
                     await self._mounted(row)

@@ -88,29 +88,6 @@ def test_callers_are_counted_across_a_kill(agent: MortalAgent, caller: Caller) -
     assert not mount.is_mounted(place)
 
 
-@pytest.mark.parametrize("then", ["removed", "mounted"])
-def test_a_reboot_ends_all_callers(agent: MortalAgent, caller: Caller, then: str) -> None:
-    """Nobody uses a volume after it that did before: podman calls no Unmount for what a loss of power has ended."""
-    caller.create("data", size="8Mi")
-    place = caller.mount("data", "a")
-    (place / "f").write_text("kept")
-    agent.power_off()
-    agent.age(place)
-    agent.start()
-    shown = caller.call("Path", Name="data")["Mountpoint"], caller.call("List")["Volumes"][0]["Mountpoint"]
-    if then == "removed":
-        caller.call("Remove", Name="data")
-        assert caller.call("List")["Volumes"] == []
-    else:
-        read = (caller.mount("data", "b") / "f").read_text()
-        caller.unmount("data", "b")
-        assert read == "kept"
-
-    assert shown == ("", "")
-    assert not mount.is_mounted(place)
-    assert agent.servers() == []
-
-
 def test_options(agent: MortalAgent, caller: Caller) -> None:
     """A volume has what its options say; a class's parameters where they say nothing; the same again is the same."""
     storage_class = {

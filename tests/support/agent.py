@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import signal
-import sqlite3
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -166,12 +165,6 @@ class Agent:
             if Path(found.mountpoint) not in kept:
                 mount.unmount(found.mountpoint, lazy=True)
         eventually(lambda: not self.processes(), what="the servers have ended")
-
-    def age(self, target: Path) -> None:
-        """Have the attachment of *target* be one of the machine's last boot; for an agent that does not run."""
-        change = "UPDATE attachments SET body = json_set(body, '$.boot', 'the one before') WHERE target = ?"
-        with contextlib.closing(sqlite3.connect(self.state / "agent.db")) as database, database:
-            assert database.execute(change, (str(target),)).rowcount == 1
 
     def close(self) -> None:
         """End agent, keeper, mounts and volume servers, whatever state they are in."""
