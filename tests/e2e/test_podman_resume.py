@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from fusevol.transport import mount
 from tests.e2e.test_podman_run import FOREVER
 from tests.support.agent import Agent
 from tests.support.podman import Podman
@@ -67,6 +68,8 @@ def _end_of_machine(agent: Agent, podman: Podman) -> None:
             group.rmdir()
         shutil.rmtree(Path("/run") / found["OCIRuntime"] / found["Id"], ignore_errors=True)
     agent.power_off()
+    for left in reversed(mount.below(podman.directory)):  # each container's /dev/shm
+        mount.unmount(left.mountpoint, lazy=True)
     for memory in ("tmp", "run"):  # podman finds out by what is missing there that the machine was started again
         shutil.rmtree(podman.directory / memory)
 
