@@ -36,6 +36,8 @@ _PAUSES: Final = (0.0, 0.0, 0.0, 0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 """Seconds before the next start, after so many short lives in a row, if no understudy goes on. A volume whose
 server died, too, waits for it."""
 
+_SILENT: Final = 4
+"""So many failed starts in a row are told, the last as a warning."""
 _ANOTHER: Final = 0.2
 """Seconds between two looks for a keeper that somebody else starts."""
 _MOVE_AGAIN: Final = (2.0, 600.0)
@@ -145,8 +147,9 @@ class KeeperLink:
                     await trio.sleep(_ANOTHER)
                     continue
                 self._trouble = f"The keeper cannot be started: {e}"
-                if short_lives < 2:  # the first time, it may be one that an agent had started before it was killed
-                    log.log(logging.WARNING if short_lives else logging.INFO, "%s", self._trouble)
+                # at first it may be one that a killed agent had started, or an understudy that is about to answer
+                if short_lives < _SILENT:
+                    log.log(logging.WARNING if short_lives == _SILENT - 1 else logging.INFO, "%s", self._trouble)
                 self._here.set()
                 self._here = trio.Event()
             else:

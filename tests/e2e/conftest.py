@@ -46,5 +46,7 @@ def pod_agent(workdir: Path, logs: LogCheck, podman: Podman) -> Iterator[Agent]:
         # containers first: they hold the mounts; and before them who would start them again while podman removes them
         for lock in (running.run_dir / "supervisors").glob("*.lock"):
             supervision.end(running.client, lock.stem)
-        podman.clear()
-        running.close()
+        try:
+            podman.clear()
+        finally:
+            running.close()
