@@ -216,7 +216,8 @@ def test_stress_ng_filesystem_stressors(
     failures = [line for line in (done.stdout + done.stderr).splitlines() if "fail:" in line or "error:" in line]
 
     assert failures == []
-    assert done.returncode == 0, done.stdout + done.stderr
+    # 7: a stressor was ended, in time, while it counted how much it had done (stress-ng(1), exit status)
+    assert done.returncode in {0, 7}, done.stdout + done.stderr
     assert alive
     assert quota == "none" or _counted(server) == _du(server.source)
     assert _nothing_left(server, before)
