@@ -1,7 +1,8 @@
 """``fusevol resume``: Pods whose containers a reboot has ended run again, as a kubelet would have it.
 
 For a system's start (``manifests/systemd/fusevol-pods.service``). A Pod that somebody watches is left alone, and so is
-one that ``fusevol run`` has not run; init containers run once more, as after any loss of a Pod's sandbox.
+one that ``fusevol run`` has not run; init containers run once more, as after any loss of a Pod's sandbox, but not where
+only the watcher was lost and a container runs.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ def command(options: Namespace) -> int:
         metadata = pod["metadata"]
         try:
             ready = wait_for_volumes(client, pod, options.timeout)
-            init = containers.all_containers(ready)[0]
+            names = [containers.container_name(pod, c) for c in pod["spec"]["containers"]]
+            alive = any(found["State"]["Running"] for found in map(podman.inspect, names) if found is not None)
+            init = containers.sidecars(ready) if alive else containers.all_containers(ready)[0]
             main = containers.due(pod)
             run_containers(client, podman, ready, init, main, detach=True, longest=options.max_restart_period)
         except FusevolError as e:

@@ -33,6 +33,8 @@ from fusevol.fs.types import CACHE_EXCLUSIVE, CachePolicy, Quota, StatFs, Usage
 from fusevol.fs.writing import Writer
 from fusevol.usage import Measured, Meter
 
+_BLOCK_MOST: Final = 1 << 20
+"""Bytes of a directory that are read at once, whatever is asked for."""
 _PUT_OFF_MOST: Final = 256
 _PATIENCE: Final = 0.02
 """Seconds that an operation waits for space that is about to be freed."""
@@ -289,7 +291,7 @@ class FileSystem(Attributes):
         Offsets are the backing store's, so that they mean the same to a later server. Raises ``OSError(EINVAL)`` when
         not even one name fits.
         """
-        return _libc.getdents(self._dirs.get(fh).fd, offset, size)
+        return _libc.getdents(self._dirs.get(fh).fd, offset, min(size, _BLOCK_MOST))
 
     def releasedir(self, fh: int) -> None:
         """Close a directory."""

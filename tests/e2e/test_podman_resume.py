@@ -20,6 +20,8 @@ from tests.support.processes import alive
 
 pytestmark = [pytest.mark.root, pytest.mark.podman]
 
+_WHERE = [{"name": "v", "mountPath": "/v"}]
+_INIT = [{"name": "i", "image": "busybox", "command": ["sh", "-c", "echo init >> /v/log"], "volumeMounts": _WHERE}]
 _CLAIM = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "16Mi"}}}
 
 
@@ -29,7 +31,7 @@ def _pod(name: str, policy: str, *scripts: str, claim: str = "data", **spec: Any
             "name": f"c{number}",
             "image": "busybox",
             "command": ["sh", "-c", script],
-            "volumeMounts": [{"name": "v", "mountPath": "/v"}],
+            "volumeMounts": _WHERE,
         }
         for number, script in enumerate(scripts)
     ]
@@ -74,6 +76,24 @@ def _end_of_machine(agent: Agent, podman: Podman) -> None:
         shutil.rmtree(podman.directory / memory)
 
 
+def test_only_the_watcher_was_lost(pod_agent: Agent, podman: Podman) -> None:
+    """The containers that run go on, nothing is initialised anew, and the Pod is watched again."""
+    _claims(pod_agent, "data")
+    _run(pod_agent, _pod("p", "Always", FOREVER, initContainers=_INIT))
+    before = podman.pid("p-c0")
+    (lock,) = (pod_agent.run_dir / "supervisors").glob("*.lock")
+    watcher = int(lock.read_text().split()[0])
+    os.kill(watcher, signal.SIGKILL)
+    eventually(lambda: not alive(watcher), what="the watcher has ended")
+    pod_agent.ok("resume")
+    after, log = podman.pid("p-c0"), podman.exec("p-c0", "cat /v/log")
+    podman.kill("p-c0")
+    eventually(lambda: podman.restarted("p-c0", before), what="it is watched")
+
+    assert after == before
+    assert log == "init\n"
+
+
 def _running(podman: Podman) -> list[str]:
     return [name for name in podman.names() if podman.inspect(name)["State"]["Running"]]
 
@@ -81,11 +101,9 @@ def _running(podman: Podman) -> list[str]:
 def test_after_the_end_of_the_machine(pod_agent: Agent, podman: Podman) -> None:
     """What the restartPolicy of each Pod says runs again, finds its data and is watched; what has ended stays so."""
     _claims(pod_agent, "data", "other", "third")
-    where = [{"name": "v", "mountPath": "/v"}]
-    init = [{"name": "i", "image": "busybox", "command": ["sh", "-c", "echo init >> /v/log"], "volumeMounts": where}]
     _run(
         pod_agent,
-        _pod("always", "Always", f"echo main >> /v/log; {FOREVER}", initContainers=init),
+        _pod("always", "Always", f"echo main >> /v/log; {FOREVER}", initContainers=_INIT),
         _pod("failure", "OnFailure", "exit 0", FOREVER, claim="other"),
         _pod("never", "Never", FOREVER, claim="third"),
     )

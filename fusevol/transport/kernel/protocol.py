@@ -218,7 +218,7 @@ def dirent(name: bytes, ino: int, kind: int, after: int) -> bytes:
 
 
 def dirents(block: bytes) -> bytes:
-    """``struct fuse_dirent`` of all names in *block* (:mod:`fusevol.fs.listing`), up to a quarter shorter."""
+    """``struct fuse_dirent`` of all names in *block* (:mod:`fusevol.fs.listing`), which has up to a quarter less."""
     found: list[bytes] = []
     add, zero, at, header = found.append, block.index, 0, RECORD.size
     while at < len(block):
